@@ -1,0 +1,30 @@
+"""keye_ops: kernels for native-resolution vision-language models."""
+
+from keye_ops._version import __version__
+from keye_ops.dispatch import Dispatch, backend, last_dispatch
+from keye_ops.grid import PackedGrid
+from keye_ops.linear_gelu import linear_gelu
+from keye_ops.merge_norm import merge_norm
+from keye_ops.patch_embed import patch_embed
+from keye_ops.projector import projector
+from keye_ops.rope import rope, rope_, rope_2d, rope_2d_, rope_3d, rope_3d_
+from keye_ops.varlen_attention import varlen_attention
+
+__all__ = [
+    "Dispatch",
+    "PackedGrid",
+    "__version__",
+    "backend",
+    "last_dispatch",
+    "linear_gelu",
+    "merge_norm",
+    "patch_embed",
+    "projector",
+    "rope",
+    "rope_",
+    "rope_2d",
+    "rope_2d_",
+    "rope_3d",
+    "rope_3d_",
+    "varlen_attention",
+]

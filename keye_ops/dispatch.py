@@ -1,0 +1,141 @@
+"""Which implementation an op runs, chosen in one place and never silently.
+
+The native kernel of the device runs where there is one and where it takes the arguments. Everything
+else runs the PyTorch reference, and :func:`last_dispatch` says so with the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_MODES = ("auto", "native", "reference")
+_logger = logging.getLogger("keye_ops")
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """What ran: the op, ``"native"`` or ``"reference"``, the device type, and why."""
+
+    op: str
+    implementation: str
+    device: str
+    reason: str
+
+
+def _mode_from_environment() -> str:
+    mode = os.environ.get("KEYE_OPS_BACKEND", "auto")
+    if mode not in _MODES:
+        raise ValueError(f"KEYE_OPS_BACKEND must be one of {', '.join(_MODES)}, got {mode!r}")
+    return mode
+
+
+STRICT = os.environ.get("KEYE_OPS_STRICT", "0") == "1"
+_LOG = os.environ.get("KEYE_OPS_LOG", "0") == "1"
+if _LOG and not _logger.handlers:
+    _logger.addHandler(logging.StreamHandler())
+    _logger.setLevel(logging.INFO)
+
+_default_mode = _mode_from_environment()
+_mode: ContextVar[str] = ContextVar("keye_ops_backend", default=_default_mode)
+_last: dict[str, Dispatch] = {}
+_last_op = ""
+
+
+@contextmanager
+def backend(mode: str) -> Iterator[None]:
+    """Choose implementations inside a ``with`` block.
+
+    Args:
+        mode: ``"auto"`` (native where possible), ``"native"`` (raise instead of falling back) or
+            ``"reference"`` (plain PyTorch). The environment variable ``KEYE_OPS_BACKEND`` sets the
+            process's default; ``KEYE_OPS_STRICT=1`` makes ``"auto"`` raise as ``"native"`` does.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    if mode not in _MODES:
+        raise ValueError(f"backend: mode must be one of {', '.join(_MODES)}, got {mode!r}")
+    token = _mode.set(mode)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def last_dispatch(op: str | None = None) -> Dispatch | None:
+    """What ran last: of all ops, or of ``op``; None if nothing did. Not tracked while compiling."""
+    return _last.get(op or _last_op)
+
+
+def has_kernel(op: str, device_type: str) -> bool:
+    """Whether a native kernel of ``op`` is registered for a device type (``"cpu"``, ``"cuda"``)."""
+    known = _kernels.get((op, device_type))
+    if known is None:
+        key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+        has = torch._C._dispatch_has_kernel_for_dispatch_key
+        known = key is not None and has(f"keye_ops::{op}", key)
+        _kernels[op, device_type] = known
+    return known
+
+
+_kernels: dict[tuple[str, str], bool] = {}
+
+
+def use_native(op: str, tensor: torch.Tensor, unsupported: str | None = None) -> bool:
+    """Whether to call the registered op; False means the reference.
+
+    Args:
+        op: its name without the namespace.
+        tensor: an argument that tells the device.
+        unsupported: why the native kernel does not take these arguments, or None if it does.
+
+    Raises:
+        RuntimeError: a fallback would be needed where none is allowed.
+    """
+    if torch.compiler.is_compiling():
+        # The registered op stays one opaque node; the dispatcher picks its kernel at run time.
+        return _mode.get() != "reference"
+    device = tensor.device.type
+    mode = _mode.get()
+    if mode == "reference":
+        _record(op, "reference", device, "asked for")
+        return False
+    if unsupported is None and not has_kernel(op, device):
+        unsupported = f"no native kernel for {device}"
+    if unsupported is None:
+        _record(op, "native", device, "available")
+        return True
+    if mode == "native" or STRICT:
+        raise RuntimeError(f"{op}: the native kernel was required, but {unsupported}")
+    _record(op, "reference", device, unsupported)
+    return False
+
+
+def call(op: Any, args: tuple[Any, ...]) -> Any:
+    """Call a registered op; without gradients to keep, pass its autograd layer by (4-6 us)."""
+    tensors = (x for x in args if isinstance(x, torch.Tensor))
+    if torch.compiler.is_compiling() or (
+        torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    ):
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def _record(op: str, implementation: str, device: str, reason: str) -> None:
+    global _last_op
+    _last_op = op
+    last = _last.get(op)
+    same = last is not None and last.implementation == implementation and last.reason == reason
+    if not same or last.device != device:
+        _last[op] = Dispatch(op, implementation, device, reason)
+    if _LOG:
+        _logger.info("%s: %s on %s (%s)", op, implementation, device, reason)

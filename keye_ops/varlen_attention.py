@@ -1,0 +1,280 @@
+"""varlen_attention: attention over segments packed one after another, without padding or masks."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from keye_ops import dispatch
+from keye_ops.checks import check, check_floating, check_same, check_shape
+from keye_ops.extension import define
+
+_LSE_ROWS = 1024  # query rows whose scores the reference holds at a time for softmax_lse
+
+# ---- reference ----
+
+
+def varlen_attention_reference(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    return_lse: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition: scaled_dot_product_attention of every segment by itself.
+
+    Returns ``out`` and ``softmax_lse`` (an empty tensor unless asked for).
+    """
+    _check_varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    offsets_q = _host_offsets("cu_seqlens_q", cu_seqlens_q, q.shape[0])
+    offsets_k = _host_offsets("cu_seqlens_k", cu_seqlens_k, k.shape[0])
+    _check_longest("max_seqlen_q", max_seqlen_q, offsets_q)
+    _check_longest("max_seqlen_k", max_seqlen_k, offsets_k)
+
+    outputs, lses = [], []
+    for i in range(len(offsets_q) - 1):
+        segment = (
+            q[offsets_q[i] : offsets_q[i + 1]],
+            k[offsets_k[i] : offsets_k[i + 1]],
+            v[offsets_k[i] : offsets_k[i + 1]],
+        )
+        outputs.append(_attend(*segment, scale, causal))
+        if return_lse:
+            lses.append(_lse(segment[0].detach(), segment[1].detach(), scale, causal))
+    # Rows past the last offset belong to no segment.
+    rest = q.shape[0] - offsets_q[-1]
+    outputs.append(q.new_zeros(rest, *q.shape[1:]))
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    lses.append(q.new_full((q.shape[1], rest), -torch.inf, dtype=lse_dtype))
+    lse = torch.cat(lses, 1) if return_lse else q.new_empty(0, dtype=lse_dtype)
+    return torch.cat(outputs), lse
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, causal: bool
+) -> torch.Tensor:
+    """Attention of one segment: q [nq, H, D], k and v [nk, Hkv, D]."""
+    nq, nk = q.shape[0], k.shape[0]
+    blind = max(nq - nk, 0) if causal else (nq if nk == 0 else 0)  # rows that see no key
+    mask = None
+    if causal and nq < nk:
+        mask = torch.ones(nq, nk, dtype=torch.bool, device=q.device).tril(nk - nq)
+    if blind == nq:
+        # A product with the inputs, so that gradients are zeros and not missing.
+        return q * 0.0 + (k.sum() + v.sum()) * 0.0
+    out = F.scaled_dot_product_attention(
+        q[blind:].transpose(0, 1)[None],
+        k.transpose(0, 1)[None],
+        v.transpose(0, 1)[None],
+        attn_mask=mask,
+        is_causal=causal and mask is None,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    out = out[0].transpose(0, 1)
+    return torch.cat([q.new_zeros(blind, *q.shape[1:]), out]) if blind else out
+
+
+def _lse(q: torch.Tensor, k: torch.Tensor, scale: float, causal: bool) -> torch.Tensor:
+    """Log of the softmax denominator [H, nq], a block of rows at a time."""
+    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    nq, nk = q.shape[0], k.shape[0]
+    keys = k.to(compute).repeat_interleave(q.shape[1] // max(k.shape[1], 1), dim=1)
+    blocks = []
+    for start in range(0, nq, _LSE_ROWS):
+        rows = q[start : start + _LSE_ROWS].to(compute)
+        scores = torch.einsum("qhd,khd->hqk", rows, keys) * scale
+        if causal:
+            row = torch.arange(start, start + rows.shape[0], device=q.device)[:, None]
+            hidden = torch.arange(nk, device=q.device) > row + (nk - nq)
+            scores = scores.masked_fill(hidden, -torch.inf)
+        blocks.append(scores.logsumexp(-1))
+    return torch.cat(blocks, 1) if blocks else q.new_empty(q.shape[1], 0, dtype=compute)
+
+
+def varlen_attention_backward_reference(
+    dout: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    softmax_lse: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int | None,
+    max_seqlen_k: int | None,
+    softmax_scale: float | None,
+    causal: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v, by running the definition again."""
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        lengths = (max_seqlen_q, max_seqlen_k)
+        again, _ = varlen_attention_reference(
+            *inputs, cu_seqlens_q, cu_seqlens_k, *lengths, softmax_scale, causal, False
+        )
+    if not again.requires_grad:  # no segment at all
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    grads = torch.autograd.grad(again, inputs, dout)
+    return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
+
+
+def _check_varlen_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int | None,
+    max_seqlen_k: int | None,
+) -> None:
+    op = "varlen_attention"
+    check_floating(op, "q", q)
+    check_shape(op, "q", q, ("Nq", "H", "D"))
+    check_shape(op, "k", k, ("Nk", "Hkv", q.shape[2]))
+    check_same(op, "k", k, "q", q)
+    check_shape(op, "v", v, tuple(k.shape))
+    check_same(op, "v", v, "q", q)
+    heads, kv_heads = q.shape[1], k.shape[1]
+    good = kv_heads > 0 and heads % kv_heads == 0
+    check(good, op, "num_heads must be a multiple of num_kv_heads", (heads, kv_heads))
+    for name, cu_seqlens in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
+        good = cu_seqlens.dtype == torch.int32 and cu_seqlens.dim() == 1 and len(cu_seqlens) > 0
+        received = f"{cu_seqlens.dtype} {list(cu_seqlens.shape)}"
+        check(good, op, f"{name} must be int32 [num_segments + 1]", received)
+        check(cu_seqlens.device == q.device, op, f"{name} must be on {q.device}", cu_seqlens.device)
+    sizes = (cu_seqlens_q.shape[0], cu_seqlens_k.shape[0])
+    check(sizes[0] == sizes[1], op, "cu_seqlens_q and cu_seqlens_k must have equal lengths", sizes)
+
+
+def _host_offsets(name: str, cu_seqlens: torch.Tensor, total: int) -> list[int]:
+    offsets = cu_seqlens.tolist()
+    op = "varlen_attention"
+    check(offsets[0] == 0, op, f"{name} must start at 0", offsets[0])
+    for low, high in pairwise(offsets):
+        check(low <= high, op, f"{name} must not decrease", f"{low} then {high}")
+    check(offsets[-1] <= total, op, f"{name} must end within the {total} rows", offsets[-1])
+    return offsets
+
+
+def _check_longest(name: str, longest: int | None, offsets: list[int]) -> None:
+    real = max((b - a for a, b in pairwise(offsets)), default=0)
+    good = longest is None or longest >= real
+    check(good, "varlen_attention", f"{name} must be at least the longest segment, {real}", longest)
+
+
+# ---- schema, fake, autograd ----
+
+_SEQLENS = "Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
+define(
+    "varlen_attention",
+    f"(Tensor q, Tensor k, Tensor v, {_SEQLENS}SymInt? max_seqlen_q=None, "
+    "SymInt? max_seqlen_k=None, float? softmax_scale=None, bool causal=False, "
+    "bool return_lse=True) -> (Tensor, Tensor)",
+    varlen_attention_reference,
+)
+define(
+    "varlen_attention_backward",
+    f"(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor softmax_lse, {_SEQLENS}"
+    "SymInt? max_seqlen_q, SymInt? max_seqlen_k, float? softmax_scale, bool causal) "
+    "-> (Tensor, Tensor, Tensor)",
+    varlen_attention_backward_reference,
+)
+
+
+@torch.library.register_fake("keye_ops::varlen_attention")
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    return_lse: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    shape = (q.shape[1], q.shape[0]) if return_lse else (0,)
+    return q.new_empty(q.shape), q.new_empty(shape, dtype=lse_dtype)
+
+
+@torch.library.register_fake("keye_ops::varlen_attention_backward")
+def _(
+    dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, _ = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_k)
+    ctx.options = (max_q, max_k, scale, causal)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, dout: torch.Tensor, dlse: Any) -> tuple[Any, ...]:
+    op = torch.ops.keye_ops.varlen_attention_backward
+    return *op(dout, *ctx.saved_tensors, *ctx.options), *[None] * 7
+
+
+torch.library.register_autograd(
+    "keye_ops::varlen_attention", _backward, setup_context=_setup_context
+)
+
+
+# ---- public ----
+
+
+def varlen_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor | None = None,
+    *,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """softmax(q @ k.T * softmax_scale) @ v inside every segment of a packed batch.
+
+    Args:
+        q: [Nq, num_heads, head_dim]; any strides with unit last stride.
+        k: [Nk, num_kv_heads, head_dim], num_kv_heads a divisor of num_heads (grouped queries).
+        v: like k.
+        cu_seqlens_q: int32 [num_segments + 1], offsets into q: from 0, never falling, at most Nq.
+        cu_seqlens_k: the same for k and v; None takes cu_seqlens_q.
+        max_seqlen_q, max_seqlen_k: host upper bounds of the segment lengths, if known.
+        softmax_scale: factor of the scores; None is head_dim ** -0.5.
+        causal: query i of a segment sees keys up to i + (nk - nq), aligned at the bottom right.
+        return_lse: also give the log of the softmax denominators.
+
+    Returns:
+        out [Nq, num_heads, head_dim]; with ``return_lse`` also softmax_lse, fp32 (fp64 for fp64)
+        [num_heads, Nq], which carries no gradient. Rows that see no key, and rows past the last
+        offset, are zero with lse -inf.
+
+    Raises:
+        RuntimeError: shapes, dtypes, devices or offsets that do not fit.
+    """
+    cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+    args = (q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    options = (softmax_scale, causal, return_lse or torch.is_grad_enabled())
+    if dispatch.use_native("varlen_attention", q):
+        out, lse = dispatch.call(torch.ops.keye_ops.varlen_attention.default, args + options)
+    else:
+        out, lse = varlen_attention_reference(*args, *options[:2], return_lse)
+    return (out, lse) if return_lse else out
