@@ -1,0 +1,157 @@
+// A register of floats, as wide as the instruction set that the file is compiled for, and the loads
+// and stores that turn fp16 and bf16 memory into it. Written with the compilers' vector extension:
+// the same source is AVX-512, AVX2, SSE2 and NEON.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "common/host_device.h"
+
+namespace keye_ops {
+
+#if defined(__AVX512F__)
+constexpr int kSimdWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kSimdWidth = 8;
+#else
+constexpr int kSimdWidth = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(kSimdWidth * 4)));
+typedef int32_t Ints __attribute__((vector_size(kSimdWidth * 4)));
+typedef uint32_t Words __attribute__((vector_size(kSimdWidth * 4)));
+typedef uint16_t Halves __attribute__((vector_size(kSimdWidth * 2)));
+typedef double Doubles __attribute__((vector_size(kSimdWidth * 8)));
+
+// 16-bit floats as they lie in memory.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+// ---- bits of fp32 <-> bits of the 16-bit formats, for a word or for a vector of words ----
+
+template <class To, class From>
+KEYE_HOST_DEVICE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <class W>
+KEYE_HOST_DEVICE W bfloat16_bits_of(W word) {
+  const W rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const W nan = (word >> 16) | 0x40u;
+  return (word & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+}
+
+template <class F, class W>
+KEYE_HOST_DEVICE W half_bits_of(W word) {
+  const W sign = (word >> 16) & 0x8000u;
+  const W magnitude = word & 0x7fffffffu;
+  // Below 2**-14 the result is subnormal: adding 0.5 makes the FPU round at its last place, 2**-24.
+  const W subnormal = bit_cast<W>(bit_cast<F>(magnitude) + 0.5f) - 0x3f000000u;
+  const W normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
+  const W special = magnitude > 0x7f800000u ? (W{} + 0x7e00u) : (W{} + 0x7c00u);
+  W bits = magnitude < 0x38800000u ? subnormal : normal;
+  bits = magnitude >= 0x47800000u ? special : bits;
+  return sign | bits;
+}
+
+template <class F, class W>
+KEYE_HOST_DEVICE F float_of_half_bits(W bits) {
+  const W magnitude = bits & 0x7fffu;
+  const F scaled = bit_cast<F>(magnitude << 13) * 0x1p112f;  // exact, subnormals included
+  const W special = bit_cast<W>(scaled) | 0x7f800000u;
+  const W word = magnitude >= 0x7c00u ? special : bit_cast<W>(scaled);
+  return bit_cast<F>(word | ((bits & 0x8000u) << 16));
+}
+
+// ---- scalars ----
+
+KEYE_HOST_DEVICE double load(const double* p) { return *p; }
+KEYE_HOST_DEVICE float load(const float* p) { return *p; }
+KEYE_HOST_DEVICE float load(const BFloat16* p) { return bit_cast<float>(uint32_t{p->bits} << 16); }
+KEYE_HOST_DEVICE float load(const Half* p) {
+  return float_of_half_bits<float>(static_cast<uint32_t>(p->bits));
+}
+
+KEYE_HOST_DEVICE void store(double* p, double x) { *p = x; }
+KEYE_HOST_DEVICE void store(float* p, float x) { *p = x; }
+KEYE_HOST_DEVICE void store(BFloat16* p, float x) {
+  p->bits = static_cast<uint16_t>(bfloat16_bits_of(bit_cast<uint32_t>(x)));
+}
+KEYE_HOST_DEVICE void store(Half* p, float x) {
+  p->bits = static_cast<uint16_t>(half_bits_of<float>(bit_cast<uint32_t>(x)));
+}
+
+KEYE_HOST_DEVICE float floor_of(float x) { return __builtin_floorf(x); }
+
+// ---- vectors ----
+
+KEYE_HOST_DEVICE Floats load_vector(const float* p) {
+  Floats x;
+  std::memcpy(&x, p, sizeof(x));
+  return x;
+}
+KEYE_HOST_DEVICE Words load_halves(const uint16_t* p) {
+  Halves x;
+  std::memcpy(&x, p, sizeof(x));
+  return __builtin_convertvector(x, Words);
+}
+KEYE_HOST_DEVICE Floats load_vector(const BFloat16* p) {
+  return bit_cast<Floats>(load_halves(&p->bits) << 16);
+}
+KEYE_HOST_DEVICE Floats load_vector(const Half* p) {
+  return float_of_half_bits<Floats>(load_halves(&p->bits));
+}
+
+KEYE_HOST_DEVICE void store_vector(float* p, Floats x) { std::memcpy(p, &x, sizeof(x)); }
+KEYE_HOST_DEVICE void store_halves(uint16_t* p, Words x) {
+  const Halves bits = __builtin_convertvector(x, Halves);
+  std::memcpy(p, &bits, sizeof(bits));
+}
+KEYE_HOST_DEVICE void store_vector(BFloat16* p, Floats x) {
+  store_halves(&p->bits, bfloat16_bits_of(bit_cast<Words>(x)));
+}
+KEYE_HOST_DEVICE void store_vector(Half* p, Floats x) {
+  store_halves(&p->bits, half_bits_of<Floats>(bit_cast<Words>(x)));
+}
+
+// For |x| < 2**31.
+KEYE_HOST_DEVICE Floats floor_of(Floats x) {
+  const Ints truncated = __builtin_convertvector(x, Ints);
+  const Floats back = __builtin_convertvector(truncated, Floats);
+  return back - (back > x ? (Floats{} + 1.0f) : Floats{});
+}
+
+#if defined(__FMA__) || defined(__aarch64__)
+KEYE_HOST_DEVICE float fused_multiply_add(float a, float b, float c) {
+  return __builtin_fmaf(a, b, c);
+}
+KEYE_HOST_DEVICE Floats fused_multiply_add(Floats a, Floats b, Floats c) {
+  return a * b + c;  // -ffp-contract=fast makes it one instruction
+}
+#else
+// Without the instruction: the product of two floats is exact in double.
+KEYE_HOST_DEVICE float fused_multiply_add(float a, float b, float c) {
+  return static_cast<float>(static_cast<double>(a) * b + c);
+}
+KEYE_HOST_DEVICE Floats fused_multiply_add(Floats a, Floats b, Floats c) {
+  const Doubles product = __builtin_convertvector(a, Doubles) * __builtin_convertvector(b, Doubles);
+  return __builtin_convertvector(product + __builtin_convertvector(c, Doubles), Floats);
+}
+#endif
+
+KEYE_HOST_DEVICE float sum_of(Floats x) {
+  float sum = 0;
+  for (int lane = 0; lane < kSimdWidth; lane++) sum += x[lane];
+  return sum;
+}
+
+}  // namespace keye_ops

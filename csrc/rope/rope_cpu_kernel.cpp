@@ -1,0 +1,263 @@
+// rope on the CPU: rows of head_dim values, in registers as wide as the instruction set has.
+#include <cmath>
+#include <type_traits>
+
+#include "common/simd.h"
+#include "common/sincos.h"
+#include "rope/rope_cpu.h"
+
+namespace keye_ops::KEYE_ISA {
+namespace {
+
+constexpr int kMaxPairs = kRopeMaxHeadDim / 2;
+
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// cos and sin of the pairs of one token.
+template <class C>
+struct Angles {
+  alignas(64) C cos[kMaxPairs];
+  alignas(64) C sin[kMaxPairs];
+};
+
+KEYE_HOST_DEVICE void sincos_array(Angles<double>& angles, int pairs) {
+  for (int j = 0; j < pairs; j++) sincos(angles.cos[j], angles.sin[j], angles.cos[j]);
+}
+
+// The arrays are padded to whole vectors.
+KEYE_HOST_DEVICE void sincos_array(Angles<float>& angles, int pairs) {
+  for (int j = 0; j < pairs; j += kSimdWidth) {
+    Floats sin, cos;
+    sincos(load_vector(angles.cos + j), sin, cos);
+    store_vector(angles.sin + j, sin);
+    store_vector(angles.cos + j, cos);
+  }
+}
+
+template <class C>
+KEYE_HOST_DEVICE void compute_angles(const RopeParams& params, int64_t token, Angles<C>& angles) {
+  const int pairs = params.head_dim / 2;
+  C position[kRopeMaxAxes];
+  for (int axis = 0; axis < params.num_axes; axis++) {
+    position[axis] = static_cast<C>(rope_position(params, axis, token));
+  }
+  for (int j = 0; j < pairs; j++) {
+    angles.cos[j] = position[params.axis[j]] * static_cast<C>(params.inv_freq[j]);
+  }
+  sincos_array(angles, pairs);
+  if (params.inverse) {
+    for (int j = 0; j < pairs; j++) angles.sin[j] = -angles.sin[j];
+  }
+}
+
+template <class T, class C>
+KEYE_HOST_DEVICE void load_row(const T* x, C* row, int head_dim) {
+  int d = 0;
+  if constexpr (std::is_same_v<C, float>) {
+    for (; d + kSimdWidth <= head_dim; d += kSimdWidth) store_vector(row + d, load_vector(x + d));
+  }
+  for (; d < head_dim; d++) row[d] = load(x + d);
+}
+
+template <class T, class C>
+KEYE_HOST_DEVICE void store_row(T* out, const C* row, int head_dim) {
+  int d = 0;
+  if constexpr (std::is_same_v<C, float>) {
+    for (; d + kSimdWidth <= head_dim; d += kSimdWidth) store_vector(out + d, load_vector(row + d));
+  }
+  for (; d < head_dim; d++) store(out + d, row[d]);
+}
+
+// 1 / sqrt(mean(x ** 2) + eps)
+template <class C>
+KEYE_HOST_DEVICE C row_rstd(const C* row, int head_dim, C eps) {
+  C sum = 0;
+  int d = 0;
+  if constexpr (std::is_same_v<C, float>) {
+    Floats sums = {};
+    for (; d + kSimdWidth <= head_dim; d += kSimdWidth) {
+      const Floats x = load_vector(row + d);
+      sums += x * x;
+    }
+    sum = sum_of(sums);
+  }
+  for (; d < head_dim; d++) sum += row[d] * row[d];
+  return C{1} / std::sqrt(sum / static_cast<C>(head_dim) + eps);
+}
+
+template <class C>
+KEYE_HOST_DEVICE void rotate_row(C* row, const Angles<C>& angles, int pairs, bool interleaved) {
+  const int step = interleaved ? 2 : 1, partner = interleaved ? 1 : pairs;
+  int j = 0;
+  if constexpr (std::is_same_v<C, float>) {
+    for (; !interleaved && j + kSimdWidth <= pairs; j += kSimdWidth) {
+      Floats a = load_vector(row + j), b = load_vector(row + j + pairs);
+      rotate_pair(a, b, load_vector(angles.cos + j), load_vector(angles.sin + j));
+      store_vector(row + j, a);
+      store_vector(row + j + pairs, b);
+    }
+  }
+  for (; j < pairs; j++) {
+    rotate_pair(row[j * step], row[j * step + partner], angles.cos[j], angles.sin[j]);
+  }
+}
+
+// The Keye path: pairs (j, j + pairs), no norm, at least one vector of pairs. The last vector may
+// overlap the one before, so it is loaded before anything is stored: out may be x.
+template <class T>
+KEYE_HOST_DEVICE void rotate_half_row(const T* x, T* out, const Angles<float>& angles, int pairs) {
+  const int last = pairs - kSimdWidth;
+  Floats last_a = load_vector(x + last), last_b = load_vector(x + last + pairs);
+  for (int j = 0; j < last; j += kSimdWidth) {
+    Floats a = load_vector(x + j), b = load_vector(x + j + pairs);
+    rotate_pair(a, b, load_vector(angles.cos + j), load_vector(angles.sin + j));
+    store_vector(out + j, a);
+    store_vector(out + j + pairs, b);
+  }
+  rotate_pair(last_a, last_b, load_vector(angles.cos + last), load_vector(angles.sin + last));
+  store_vector(out + last, last_a);
+  store_vector(out + last + pairs, last_b);
+}
+
+template <class T, class C>
+KEYE_HOST_DEVICE void forward_row(const RopeParams& params, const T* x, T* out, const C* weight,
+                                  const Angles<C>& angles) {
+  const int head_dim = params.head_dim, pairs = head_dim / 2;
+  if constexpr (std::is_same_v<C, float>) {
+    if (weight == nullptr && !params.interleaved && pairs >= kSimdWidth) {
+      rotate_half_row(x, out, angles, pairs);
+      return;
+    }
+  }
+  alignas(64) C row[kRopeMaxHeadDim];
+  load_row(x, row, head_dim);
+  if (weight != nullptr) {
+    const C rstd = row_rstd(row, head_dim, static_cast<C>(params.norm_eps));
+    for (int d = 0; d < head_dim; d++) row[d] = row[d] * rstd * weight[d];
+  }
+  rotate_row(row, angles, pairs, params.interleaved);
+  store_row(out, row, head_dim);
+}
+
+// The norm's weight in the compute type, or null.
+template <class T, class C>
+KEYE_HOST_DEVICE const C* load_weight(const RopeTensor& tensor, C* buffer, int head_dim) {
+  if (tensor.norm_weight == nullptr) return nullptr;
+  load_row(static_cast<const T*>(tensor.norm_weight), buffer, head_dim);
+  return buffer;
+}
+
+template <class T>
+void forward_tokens(const RopeParams& params, int64_t begin, int64_t end) {
+  using C = Compute<T>;
+  Angles<C> angles;
+  C buffers[2][kRopeMaxHeadDim];
+  const RopeTensor* tensors[] = {&params.q, &params.k};
+  const C* weights[] = {load_weight<T>(params.q, buffers[0], params.head_dim),
+                        load_weight<T>(params.k, buffers[1], params.head_dim)};
+  for (int64_t token = begin; token < end; token++) {
+    compute_angles(params, token, angles);
+    for (int i = 0; i < 2; i++) {
+      const RopeTensor& tensor = *tensors[i];
+      const T* x = static_cast<const T*>(tensor.x) + token * tensor.x_stride_token;
+      T* out = static_cast<T*>(tensor.out) + token * tensor.out_stride_token;
+      for (int head = 0; head < tensor.num_heads; head++) {
+        forward_row(params, x + head * tensor.x_stride_head, out + head * tensor.out_stride_head,
+                    weights[i], angles);
+      }
+    }
+  }
+}
+
+// dx of one row, and the row's share of the weight's gradient added to dweight.
+template <class T, class C>
+KEYE_HOST_DEVICE void backward_row(const RopeParams& params, const T* x, const T* dout, T* dx,
+                                   const C* weight, const Angles<C>& angles, C* dweight) {
+  const int head_dim = params.head_dim;
+  alignas(64) C normed[kRopeMaxHeadDim];
+  alignas(64) C dy[kRopeMaxHeadDim];
+  load_row(x, normed, head_dim);
+  load_row(dout, dy, head_dim);
+  rotate_row(dy, angles, head_dim / 2, params.interleaved);
+
+  const C rstd = row_rstd(normed, head_dim, static_cast<C>(params.norm_eps));
+  C correlation = 0;
+  for (int d = 0; d < head_dim; d++) {
+    normed[d] *= rstd;
+    dweight[d] += dy[d] * normed[d];
+    dy[d] *= weight[d];
+    correlation += dy[d] * normed[d];
+  }
+  correlation /= static_cast<C>(head_dim);
+  for (int d = 0; d < head_dim; d++) dy[d] = rms_norm_dx(dy[d], normed[d], rstd, correlation);
+  store_row(dx, dy, head_dim);
+}
+
+template <class T>
+void backward_partials(const RopeParams& params, int64_t begin, int64_t end) {
+  using C = Compute<T>;
+  const int head_dim = params.head_dim;
+  Angles<C> angles;
+  C buffers[2][kRopeMaxHeadDim];
+  const RopeTensor* tensors[] = {&params.q, &params.k};
+  const C* weights[] = {load_weight<T>(params.q, buffers[0], head_dim),
+                        load_weight<T>(params.k, buffers[1], head_dim)};
+  for (int64_t partial = begin; partial < end; partial++) {
+    // Heads of a token are summed in C, tokens in double.
+    double sums[2][kRopeMaxHeadDim] = {};
+    const int64_t first = partial * kRopeTokensPerPartial;
+    const int64_t last =
+        first + kRopeTokensPerPartial < params.total ? first + kRopeTokensPerPartial : params.total;
+    for (int64_t token = first; token < last; token++) {
+      compute_angles(params, token, angles);
+      for (int i = 0; i < 2; i++) {
+        const RopeTensor& tensor = *tensors[i];
+        const T* x = static_cast<const T*>(tensor.x) + token * tensor.x_stride_token;
+        const T* dout = static_cast<const T*>(tensor.dout) + token * tensor.dout_stride_token;
+        T* dx = static_cast<T*>(tensor.out) + token * tensor.out_stride_token;
+        C dweight[kRopeMaxHeadDim] = {};
+        for (int head = 0; head < tensor.num_heads; head++) {
+          backward_row(params, x + head * tensor.x_stride_head,
+                       dout + head * tensor.dout_stride_head, dx + head * tensor.out_stride_head,
+                       weights[i], angles, dweight);
+        }
+        for (int d = 0; d < head_dim; d++) sums[i][d] += dweight[d];
+      }
+    }
+    for (int i = 0; i < 2; i++) {
+      double* row = static_cast<double*>(tensors[i]->dweight_partial) + partial * head_dim;
+      for (int d = 0; d < head_dim; d++) row[d] = sums[i][d];
+    }
+  }
+}
+
+}  // namespace
+
+void rope_forward_tokens(const RopeParams& params, RopeDtype dtype, int64_t begin, int64_t end) {
+  switch (dtype) {
+    case RopeDtype::kDouble:
+      return forward_tokens<double>(params, begin, end);
+    case RopeDtype::kFloat:
+      return forward_tokens<float>(params, begin, end);
+    case RopeDtype::kHalf:
+      return forward_tokens<Half>(params, begin, end);
+    case RopeDtype::kBFloat16:
+      return forward_tokens<BFloat16>(params, begin, end);
+  }
+}
+
+void rope_backward_partials(const RopeParams& params, RopeDtype dtype, int64_t begin, int64_t end) {
+  switch (dtype) {
+    case RopeDtype::kDouble:
+      return backward_partials<double>(params, begin, end);
+    case RopeDtype::kFloat:
+      return backward_partials<float>(params, begin, end);
+    case RopeDtype::kHalf:
+      return backward_partials<Half>(params, begin, end);
+    case RopeDtype::kBFloat16:
+      return backward_partials<BFloat16>(params, begin, end);
+  }
+}
+
+}  // namespace keye_ops::KEYE_ISA
