@@ -118,8 +118,9 @@ class CMakeBuild(build_ext):
             ]
         members = json.dumps(extra)[1:-1]
         arguments.append(f"-DKEYE_BUILD_INFO_EXTRA=, {members}")
-        if shutil.which("ninja"):
-            arguments.append("-GNinja")
+        if ninja := shutil.which("ninja"):
+            # Named, because the cache may hold the one of an isolated build that is gone.
+            arguments += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         say(f"building {' and '.join(LIBRARIES)} against torch {extra['torch']} in {torch}")
         subprocess.run([cmake, "-S", str(ROOT), "-B", str(build), *arguments], check=True)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))

@@ -13,7 +13,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-constexpr int64_t kGrainElements = 16384;  // less is not worth a thread
+constexpr int64_t kGrainElements = 65536;  // less is not worth a thread
 
 RopeDtype rope_dtype(ScalarType dtype) {
   switch (dtype) {
