@@ -150,7 +150,7 @@ def _check_inplace(q: torch.Tensor, k: torch.Tensor) -> None:
 _TABLE = "Tensor position_ids, Tensor inv_freq, Tensor axis"
 _OPTIONS = (
     "bool interleaved=False, bool inverse=False, Tensor? q_norm_weight=None, "
-    "Tensor? k_norm_weight=None, float norm_eps=9.9999999999999995e-07"
+    "Tensor? k_norm_weight=None, float norm_eps=1e-06"
 )
 define("rope", f"(Tensor q, Tensor k, {_TABLE}, {_OPTIONS}) -> (Tensor, Tensor)", rope_reference)
 define("rope_", f"(Tensor(a!) q, Tensor(b!) k, {_TABLE}, {_OPTIONS}) -> ()", rope_inplace_reference)

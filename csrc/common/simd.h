@@ -93,6 +93,7 @@ KEYE_HOST_DEVICE void store(Half* p, float x) {
 }
 
 KEYE_HOST_DEVICE float floor_of(float x) { return __builtin_floorf(x); }
+KEYE_HOST_DEVICE float round_of(float x) { return __builtin_rintf(x); }
 
 // ---- vectors ----
 
@@ -148,6 +149,15 @@ KEYE_HOST_DEVICE Floats floor_of(Floats x) {
   const Ints truncated = __builtin_convertvector(x, Ints);
   const Floats back = __builtin_convertvector(truncated, Floats);
   return back - (back > x ? (Floats{} + 1.0f) : Floats{});
+}
+
+// To nearest, halves away from zero, for |x| < 2**31.
+KEYE_HOST_DEVICE Floats round_of(Floats x) {
+  const Floats truncated = __builtin_convertvector(__builtin_convertvector(x, Ints), Floats);
+  const Floats rest = x - truncated;
+  const Floats up = rest >= 0.5f ? (Floats{} + 1.0f) : Floats{};
+  const Floats down = rest <= -0.5f ? (Floats{} + 1.0f) : Floats{};
+  return truncated + (up - down);
 }
 
 #if defined(__FMA__) || defined(__aarch64__)

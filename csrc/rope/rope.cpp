@@ -134,7 +134,7 @@ RopeParams rope_params(const Tensor& q, const Tensor& k, const Tensor& position_
   params.total = q.size(0);
   params.num_axes = static_cast<int>(position_ids.size(0));
   params.head_dim = static_cast<int>(head_dim);
-  params.norm_eps = static_cast<float>(norm_eps);
+  params.norm_eps = norm_eps;
   params.position_is_int64 = position_ids.scalar_type() == ScalarType::Long;
   params.interleaved = interleaved;
   params.inverse = inverse;

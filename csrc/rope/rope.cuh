@@ -123,7 +123,8 @@ KEYE_DEVICE float row_rstd(const RopeParams& params, const RopeLane<kVec>& lane,
   float squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < kVec; i++) squares += x[i] * x[i];
-  return rsqrt_of(row_sum(lane, squares) / static_cast<float>(params.head_dim) + params.norm_eps);
+  return rsqrt_of(row_sum(lane, squares) / static_cast<float>(params.head_dim) +
+                  static_cast<float>(params.norm_eps));
 }
 
 // One lane's part of the norm weight's gradient: rows of the warp are added in order of their

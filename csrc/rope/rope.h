@@ -34,7 +34,7 @@ struct RopeParams {
   int num_axes;
   int head_dim;
   int num_partials;  // rows of dweight_partial
-  float norm_eps;
+  double norm_eps;
   bool position_is_int64;
   bool interleaved;  // pairs (2j, 2j + 1) instead of (j, j + head_dim / 2)
   bool inverse;      // rotate by the negated angle

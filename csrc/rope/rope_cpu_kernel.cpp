@@ -170,27 +170,32 @@ void forward_tokens(const RopeParams& params, int64_t begin, int64_t end) {
   }
 }
 
-// dx of one row, and the row's share of the weight's gradient added to dweight.
+// dx of one row, and the row's share of the weight's gradient added to dweight. The norm's part is
+// in double: dx is a difference of nearly equal numbers where a row points along its gradient.
 template <class T, class C>
 KEYE_HOST_DEVICE void backward_row(const RopeParams& params, const T* x, const T* dout, T* dx,
-                                   const C* weight, const Angles<C>& angles, C* dweight) {
+                                   const C* weight, const Angles<C>& angles, double* dweight) {
   const int head_dim = params.head_dim;
-  alignas(64) C normed[kRopeMaxHeadDim];
+  alignas(64) C row[kRopeMaxHeadDim];
   alignas(64) C dy[kRopeMaxHeadDim];
-  load_row(x, normed, head_dim);
+  load_row(x, row, head_dim);
   load_row(dout, dy, head_dim);
   rotate_row(dy, angles, head_dim / 2, params.interleaved);
 
-  const C rstd = row_rstd(normed, head_dim, static_cast<C>(params.norm_eps));
-  C correlation = 0;
+  double squares = 0;
+  for (int d = 0; d < head_dim; d++) squares += static_cast<double>(row[d]) * row[d];
+  const double rstd = 1 / std::sqrt(squares / head_dim + params.norm_eps);
+  double correlation = 0;
   for (int d = 0; d < head_dim; d++) {
-    normed[d] *= rstd;
-    dweight[d] += dy[d] * normed[d];
-    dy[d] *= weight[d];
-    correlation += dy[d] * normed[d];
+    const double normed = row[d] * rstd;
+    dweight[d] += dy[d] * normed;
+    correlation += static_cast<double>(dy[d]) * weight[d] * normed;
   }
-  correlation /= static_cast<C>(head_dim);
-  for (int d = 0; d < head_dim; d++) dy[d] = rms_norm_dx(dy[d], normed[d], rstd, correlation);
+  correlation /= head_dim;
+  for (int d = 0; d < head_dim; d++) {
+    const double weighted = static_cast<double>(dy[d]) * weight[d];
+    dy[d] = static_cast<C>(rms_norm_dx(weighted, row[d] * rstd, rstd, correlation));
+  }
   store_row(dx, dy, head_dim);
 }
 
@@ -204,7 +209,6 @@ void backward_partials(const RopeParams& params, int64_t begin, int64_t end) {
   const C* weights[] = {load_weight<T>(params.q, buffers[0], head_dim),
                         load_weight<T>(params.k, buffers[1], head_dim)};
   for (int64_t partial = begin; partial < end; partial++) {
-    // Heads of a token are summed in C, tokens in double.
     double sums[2][kRopeMaxHeadDim] = {};
     const int64_t first = partial * kRopeTokensPerPartial;
     const int64_t last =
@@ -216,13 +220,11 @@ void backward_partials(const RopeParams& params, int64_t begin, int64_t end) {
         const T* x = static_cast<const T*>(tensor.x) + token * tensor.x_stride_token;
         const T* dout = static_cast<const T*>(tensor.dout) + token * tensor.dout_stride_token;
         T* dx = static_cast<T*>(tensor.out) + token * tensor.out_stride_token;
-        C dweight[kRopeMaxHeadDim] = {};
         for (int head = 0; head < tensor.num_heads; head++) {
           backward_row(params, x + head * tensor.x_stride_head,
                        dout + head * tensor.dout_stride_head, dx + head * tensor.out_stride_head,
-                       weights[i], angles, dweight);
+                       weights[i], angles, sums[i]);
         }
-        for (int d = 0; d < head_dim; d++) sums[i][d] += dweight[d];
       }
     }
     for (int i = 0; i < 2; i++) {
