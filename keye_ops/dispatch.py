@@ -75,6 +75,11 @@ def last_dispatch(op: str | None = None) -> Dispatch | None:
     return _last.get(op or _last_op)
 
 
+def dispatches() -> list[Dispatch]:
+    """What ran last of every op that has run, in the order of their first runs."""
+    return list(_last.values())
+
+
 def has_kernel(op: str, device_type: str) -> bool:
     """Whether a native kernel of ``op`` is registered for a device type (``"cpu"``, ``"cuda"``)."""
     known = _kernels.get((op, device_type))
@@ -102,7 +107,7 @@ def use_native(op: str, tensor: torch.Tensor, unsupported: str | None = None) ->
     """
     if torch.compiler.is_compiling():
         # The registered op stays one opaque node; the dispatcher picks its kernel at run time.
-        return _mode.get() != "reference"
+        return _mode_while_tracing() != "reference"
     device = tensor.device.type
     mode = _mode.get()
     if mode == "reference":
@@ -117,6 +122,12 @@ def use_native(op: str, tensor: torch.Tensor, unsupported: str | None = None) ->
         raise RuntimeError(f"{op}: the native kernel was required, but {unsupported}")
     _record(op, "reference", device, unsupported)
     return False
+
+
+@torch.compiler.assume_constant_result
+def _mode_while_tracing() -> str:
+    # torch.compile cannot trace a ContextVar; a graph keeps the mode that it was compiled under.
+    return _mode.get()
 
 
 def call(op: Any, args: tuple[Any, ...]) -> Any:

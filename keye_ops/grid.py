@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from keye_ops.checks import check
+from keye_ops.checks import check, describe
 
 _MAX_TOTAL = 2**31 - 1  # cu_seqlens and offsets are int32
 
@@ -22,7 +23,7 @@ class PackedGrid:
     wait for the device.
 
     Attributes:
-        grid_thw: ``(t, h, w)`` of every image or clip: frames, patch rows, patch columns; host ints.
+        grid_thw: ``(t, h, w)`` of every image or clip: frames, patch rows, columns; host ints.
         segment: what attends jointly: ``"clip"`` (Keye-VL Preview) or ``"frame"`` (Keye-VL-1.5).
         spatial_merge_size: side of the square of patches that the projector merges.
         order: patch order in a frame, ``"raster"`` or ``"block"`` (merge blocks, Qwen-VL style).
@@ -80,7 +81,6 @@ class PackedGrid:
         lengths = sizes.prod(axis=1)
         image_offsets = np.concatenate([[0], np.cumsum(lengths)])
         total = int(image_offsets[-1])
-        check(total <= _MAX_TOTAL, op, "grid_thw must hold fewer than 2**31 patches", total)
         frames, area = sizes[:, 0], sizes[:, 1] * sizes[:, 2]
         segment_lengths = np.repeat(area, frames) if segment == "frame" else lengths
         cu_seqlens = np.concatenate([[0], np.cumsum(segment_lengths)])
@@ -199,14 +199,26 @@ def _host_grid(grid_thw: Sequence[Sequence[int]] | torch.Tensor) -> np.ndarray:
     """``grid_thw`` as a checked int64 array [num_images, 3]."""
     requirement = "grid_thw must be [num_images, 3] positive integers (t, h, w) on the host"
     if isinstance(grid_thw, torch.Tensor):
-        good = grid_thw.device.type == "cpu" and not grid_thw.is_floating_point()
-        check(good, "PackedGrid", requirement, f"{grid_thw.dtype} on {grid_thw.device}")
+        good = grid_thw.device.type == "cpu" and grid_thw.dim() == 2
+        good = good and not grid_thw.is_floating_point()
+        check(good, "PackedGrid", requirement, describe(grid_thw))
         grid_thw = grid_thw.tolist()
-    rows = [list(row) for row in grid_thw]
+    rows = list(grid_thw)
     for row in rows:
-        good = len(row) == 3 and all(int(value) == value and value >= 1 for value in row)
-        check(good, "PackedGrid", requirement, row)
-    return np.array(rows, dtype=np.int64).reshape(-1, 3)
+        check(_is_grid(row), "PackedGrid", requirement, row)
+    # Python's integers do not overflow, so a product past int64 is seen here.
+    total = sum(operator.index(t) * operator.index(h) * operator.index(w) for t, h, w in rows)
+    requirement = "grid_thw must hold fewer than 2**31 patches"
+    check(total <= _MAX_TOTAL, "PackedGrid", requirement, total)
+    return np.array([list(map(operator.index, row)) for row in rows], np.int64).reshape(-1, 3)
+
+
+def _is_grid(row: object) -> bool:
+    """Whether ``row`` is three positive integers."""
+    try:
+        return [operator.index(value) >= 1 for value in row] == [True] * 3
+    except TypeError:  # not a sequence, or not integers
+        return False
 
 
 def _check_mergeable(op: str, t: int, h: int, w: int, merge: int) -> None:

@@ -63,7 +63,7 @@ def _check_merge_norm(
 define(
     "merge_norm",
     "(Tensor x, Tensor weight, Tensor bias, Tensor grid, Tensor image_offsets, "
-    "int spatial_merge_size=2, bool block_order=False, float eps=1.0000000000000001e-05) -> Tensor",
+    "int spatial_merge_size=2, bool block_order=False, float eps=1e-05) -> Tensor",
     merge_norm_reference,
 )
 
@@ -142,9 +142,10 @@ def merge_norm(
             grid's.
     """
     packed = as_packed_grid(grid, x.device)
-    packed.merged_lengths  # noqa: B018  (raises for grids that the merge size does not divide)
-    total = packed.total
-    check(x.shape[:1] == (total,), "merge_norm", f"x must have the grid's {total} rows", len(x))
+    if not torch.compiler.is_compiling():  # a graph serves every grid, so it must not see sizes
+        packed.merged_lengths  # noqa: B018  (raises for grids that the merge does not divide)
+        requirement = f"x must have the grid's {packed.total} rows"
+        check(x.shape[:1] == (packed.total,), "merge_norm", requirement, list(x.shape))
     options = (packed.spatial_merge_size, packed.order == "block", eps)
     args = (x, weight, bias, packed.grid, packed.image_offsets, *options)
     if dispatch.use_native("merge_norm", x):

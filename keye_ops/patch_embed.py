@@ -64,16 +64,17 @@ def _taps(
     compute = torch.float64 if position_embedding.dtype == torch.float64 else torch.float32
     patch = torch.arange(position_ids.shape[0], device=grid.device)
     image = torch.searchsorted(image_offsets[1:].long(), patch, right=True)
-    size = grid[image.clamp(max=grid.shape[0] - 1), 1:].to(compute)  # [N, 2]
-    index = position_ids.to(compute)
+    size = grid[image.clamp(max=grid.shape[0] - 1), 1:].long()  # [N, 2]
+    index = position_ids.long()
+    # Coordinates are fractions of integers: fp32 ones would cost most of the result's accuracy.
     if align_corners:
-        source = index * ((side - 1) / (size - 1).clamp(min=1))
+        numerator, denominator = index * (side - 1), (size - 1).clamp(min=1)
     else:
-        source = ((index + 0.5) * (side / size) - 0.5).clamp(min=0)
-    lower = source.floor().clamp(max=side - 1)
-    fraction = (source - lower).clamp(max=1)
-    low = lower.long()
+        numerator, denominator = (2 * index + 1) * side - size, 2 * size
+    numerator = numerator.clamp(min=0)
+    low = (numerator // denominator).clamp(max=side - 1)
     high = (low + 1).clamp(max=side - 1)
+    fraction = (numerator % denominator).to(compute) / denominator
     (row0, column0), (row1, column1) = low.unbind(1), high.unbind(1)
     r, c = fraction.unbind(1)
     taps = [row0 * side + column0, row0 * side + column1, row1 * side + column0]
@@ -92,7 +93,7 @@ def _check_patch_embed(
     check_floating(op, "weight", weight)
     good = weight.dim() in (2, 4)
     check(good, op, "weight must be [C, 3, 14, 14] or [C, K]", list(weight.shape))
-    hidden, inner = weight.shape[0], weight[0].numel()
+    hidden, inner = weight.shape[0], weight.shape[1:].numel()
     if pixel_values.dtype != torch.uint8:
         check_floating(op, "pixel_values (unless uint8)", pixel_values)
     good = pixel_values.device == weight.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ from keye_ops import dispatch
 from keye_ops.checks import check, check_floating, check_same, check_shape
 from keye_ops.extension import define
 
-_LSE_ROWS = 1024  # query rows whose scores the reference holds at a time for softmax_lse
+_BLOCK_ROWS = 1024  # query rows whose scores the reference holds at a time
 
 # ---- reference ----
 
@@ -51,8 +52,8 @@ def varlen_attention_reference(
         if return_lse:
             lses.append(_lse(segment[0].detach(), segment[1].detach(), scale, causal))
     # Rows past the last offset belong to no segment.
+    outputs.append(_zeros(q[offsets_q[-1] :], k, v))
     rest = q.shape[0] - offsets_q[-1]
-    outputs.append(q.new_zeros(rest, *q.shape[1:]))
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     lses.append(q.new_full((q.shape[1], rest), -torch.inf, dtype=lse_dtype))
     lse = torch.cat(lses, 1) if return_lse else q.new_empty(0, dtype=lse_dtype)
@@ -69,8 +70,7 @@ def _attend(
     if causal and nq < nk:
         mask = torch.ones(nq, nk, dtype=torch.bool, device=q.device).tril(nk - nq)
     if blind == nq:
-        # A product with the inputs, so that gradients are zeros and not missing.
-        return q * 0.0 + (k.sum() + v.sum()) * 0.0
+        return _zeros(q, k, v)
     out = F.scaled_dot_product_attention(
         q[blind:].transpose(0, 1)[None],
         k.transpose(0, 1)[None],
@@ -84,21 +84,36 @@ def _attend(
     return torch.cat([q.new_zeros(blind, *q.shape[1:]), out]) if blind else out
 
 
-def _lse(q: torch.Tensor, k: torch.Tensor, scale: float, causal: bool) -> torch.Tensor:
-    """Log of the softmax denominator [H, nq], a block of rows at a time."""
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+def _zeros(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Zeros like q that depend on no value, yet leave gradients that are zeros and not missing."""
+    return q.new_zeros(q.shape) + (q[:0].sum() + k[:0].sum() + v[:0].sum())
+
+
+def _score_blocks(
+    q: torch.Tensor, k: torch.Tensor, scale: float, causal: bool
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Rows, their scores [H, rows, nk] and what is hidden of them, a block of rows at a time."""
     nq, nk = q.shape[0], k.shape[0]
-    keys = k.to(compute).repeat_interleave(q.shape[1] // max(k.shape[1], 1), dim=1)
-    blocks = []
-    for start in range(0, nq, _LSE_ROWS):
-        rows = q[start : start + _LSE_ROWS].to(compute)
-        scores = torch.einsum("qhd,khd->hqk", rows, keys) * scale
-        if causal:
-            row = torch.arange(start, start + rows.shape[0], device=q.device)[:, None]
-            hidden = torch.arange(nk, device=q.device) > row + (nk - nq)
-            scores = scores.masked_fill(hidden, -torch.inf)
-        blocks.append(scores.logsumexp(-1))
-    return torch.cat(blocks, 1) if blocks else q.new_empty(q.shape[1], 0, dtype=compute)
+    for start in range(0, nq, _BLOCK_ROWS):
+        rows = slice(start, min(start + _BLOCK_ROWS, nq))
+        row = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
+        key = torch.arange(nk, device=q.device)
+        hidden = (key > row + (nk - nq)) & causal
+        scores = torch.einsum("qhd,khd->hqk", q[rows], k) * scale
+        yield rows, scores.masked_fill(hidden, -torch.inf), hidden
+
+
+def _widen(x: torch.Tensor, groups: int = 1) -> torch.Tensor:
+    """fp32 (fp64 for fp64), every head ``groups`` times."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.to(compute).repeat_interleave(groups, dim=1)
+
+
+def _lse(q: torch.Tensor, k: torch.Tensor, scale: float, causal: bool) -> torch.Tensor:
+    """Log of the softmax denominator [H, nq]."""
+    q, k = _widen(q), _widen(k, q.shape[1] // k.shape[1])
+    blocks = [scores.logsumexp(-1) for _, scores, _ in _score_blocks(q, k, scale, causal)]
+    return torch.cat(blocks, 1) if blocks else q.new_empty(q.shape[1], 0)
 
 
 def varlen_attention_backward_reference(
@@ -115,17 +130,34 @@ def varlen_attention_backward_reference(
     softmax_scale: float | None,
     causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k and v, by running the definition again."""
-    with torch.enable_grad():
-        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        lengths = (max_seqlen_q, max_seqlen_k)
-        again, _ = varlen_attention_reference(
-            *inputs, cu_seqlens_q, cu_seqlens_k, *lengths, softmax_scale, causal, False
-        )
-    if not again.requires_grad:  # no segment at all
-        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    grads = torch.autograd.grad(again, inputs, dout)
-    return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
+    """Gradients of q, k and v, written out: autograd does not record inside an op."""
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    groups = q.shape[1] // k.shape[1]
+    wide_q, wide_k, wide_v, wide_dout = (
+        _widen(q),
+        _widen(k, groups),
+        _widen(v, groups),
+        _widen(dout),
+    )
+    dq, dk, dv = (torch.zeros_like(x) for x in (wide_q, wide_k, wide_v))
+    offsets_q = _host_offsets("cu_seqlens_q", cu_seqlens_q, q.shape[0])
+    offsets_k = _host_offsets("cu_seqlens_k", cu_seqlens_k, k.shape[0])
+    for (start_q, end_q), (start_k, end_k) in zip(
+        pairwise(offsets_q), pairwise(offsets_k), strict=True
+    ):
+        keys = slice(start_k, end_k)
+        segment_q, segment_k = wide_q[start_q:end_q], wide_k[keys]
+        for rows, scores, hidden in _score_blocks(segment_q, segment_k, scale, causal):
+            block = slice(start_q + rows.start, start_q + rows.stop)
+            weights = scores.softmax(-1).masked_fill(hidden, 0)
+            dweights = torch.einsum("qhd,khd->hqk", wide_dout[block], wide_v[keys])
+            mean = (weights * dweights).sum(-1, keepdim=True)
+            dscores = weights * (dweights - mean) * scale
+            dq[block] = torch.einsum("hqk,khd->qhd", dscores, segment_k)
+            dk[keys] += torch.einsum("hqk,qhd->khd", dscores, wide_q[block])
+            dv[keys] += torch.einsum("hqk,qhd->khd", weights, wide_dout[block])
+    dk, dv = (x.unflatten(1, (k.shape[1], groups)).sum(2) for x in (dk, dv))
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
 def _check_varlen_attention(

@@ -1,0 +1,30 @@
+"""The ``keye-ops`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from keye_ops import demo, generate_command, info, parity
+from keye_ops._version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors of input are one line on stderr and exit status 1."""
+    parser = argparse.ArgumentParser(
+        prog="keye-ops", description="Kernels for native-resolution vision-language models."
+    )
+    parser.add_argument("--version", action="version", version=f"keye-ops {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, module in (("demo", demo), ("info", info), ("parity", parity)):
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    generate_command.add_commands(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"keye-ops {arguments.command}: {error}", file=sys.stderr)
+        return 1

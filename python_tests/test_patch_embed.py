@@ -1,0 +1,358 @@
+"""patch_embed against convolution and interpolate, image by image; gradients; wrong input."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerance import assert_within_twice
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import keye_ops
+from keye_ops import PackedGrid
+from keye_ops.patch_embed import patch_embed_reference
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+WAYS = ["public", "registered"]
+BATCHES = {
+    "keye": [(1, 16, 20), (2, 6, 8)],
+    "odd": [(1, 3, 5), (1, 1, 7), (3, 1, 1)],
+    "one": [(1, 1, 1)],
+    "none": [],
+    "larger than the table": [(1, 40, 2), (1, 30, 33)],
+    "as large as the table": [(1, 7, 7)],
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Products this small only get slower when threads share them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def patch_embed(way, pixel_values, weight, bias, table, grid, align_corners=False, **normalise):
+    if way == "public":
+        options = {"align_corners": align_corners, **normalise}
+        return keye_ops.patch_embed(pixel_values, weight, bias, table, grid, **options)
+    index = (grid.grid, grid.image_offsets, grid.position_ids, align_corners)
+    op = torch.ops.keye_ops.patch_embed
+    return op(pixel_values, weight, bias, table, *index, *normalise.values())
+
+
+def make(total, dtype=torch.float64, hidden=24, side=7, patch=4, seed=0):
+    """pixel_values, weight, bias and table."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(total, 3, patch, patch), (hidden, 3, patch, patch), (hidden,), (side * side, hidden)]
+    scales = (1.0, 1 / 7, 1.0, 1.0)
+    tensors = [torch.randn(x, generator=generator, dtype=torch.float64) for x in shapes]
+    return [(x * scale).to(dtype) for x, scale in zip(tensors, scales, strict=True)]
+
+
+def positions(table, grid, align_corners):
+    """The resized table's rows at every patch, frame by frame."""
+    side, offset = round(table.shape[0] ** 0.5), 0
+    square = table.T.reshape(1, -1, side, side)
+    rows = [table[:0]]
+    for t, h, w in grid.grid_thw:
+        mode = {"mode": "bilinear", "align_corners": align_corners}
+        resized = F.interpolate(square, (h, w), **mode)[0]
+        for row, column in grid.position_ids[offset : offset + t * h * w].tolist():
+            rows.append(resized[:, row, column][None])
+        offset += t * h * w
+    return torch.cat(rows)
+
+
+def plain_patch_embed(pixel_values, weight, bias, table, grid, align_corners=False):
+    tokens = F.linear(pixel_values.flatten(1), weight.flatten(1), bias)
+    return tokens + positions(table, grid, align_corners)
+
+
+def oracle(pixel_values, weight, bias, table, grid, align_corners=False):
+    """Every frame is put together from its patches and convolved."""
+    size, offset = weight.shape[-1], 0
+    outputs = [weight.new_zeros(0, weight.shape[0])]
+    for t, h, w in grid.grid_thw:
+        for _ in range(t):
+            places = grid.position_ids[offset : offset + h * w].tolist()
+            image = weight.new_zeros(3, h * size, w * size)
+            for i, (row, column) in enumerate(places):
+                patch = pixel_values[offset + i].reshape(3, size, size)
+                top, left = row * size, column * size
+                image[:, top : top + size, left : left + size] = patch
+            features = F.conv2d(image[None], weight, bias, stride=size)[0]
+            outputs.append(torch.stack([features[:, r, c] for r, c in places]))
+            offset += h * w
+    return torch.cat(outputs) + positions(table, grid, align_corners)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "order"), [*((x, "raster") for x in BATCHES), ("keye", "block"), ("none", "block")]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", WAYS)
+def test_values(way, dtype, batch, align_corners, order):
+    grid = PackedGrid.from_grid_thw(BATCHES[batch], order=order)
+    inputs = make(grid.total, dtype)
+    actual = patch_embed(way, *inputs, grid, align_corners)
+    plain = plain_patch_embed(*inputs, grid, align_corners)
+    exact = oracle(*(x.double() for x in inputs), grid, align_corners)
+    assert actual.is_contiguous()
+    assert_within_twice(actual, plain, exact)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_values_at_the_size_of_keye(way):
+    grid = PackedGrid.from_grid_thw([(1, 4, 6), (1, 2, 2)])
+    inputs = make(grid.total, torch.float32, hidden=1152, side=27, patch=14)
+    actual = patch_embed(way, *inputs, grid)
+    exact = oracle(*(x.double() for x in inputs), grid)
+    assert_within_twice(actual, plain_patch_embed(*inputs, grid), exact)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_flat_pixels_flat_weight_and_no_bias(way, align_corners):
+    grid = PackedGrid.from_grid_thw([(1, 4, 6), (2, 3, 3)])
+    pixel_values, weight, bias, table = make(grid.total)
+    want = oracle(pixel_values, weight, None, table, grid, align_corners)
+    flat = (pixel_values.flatten(1), weight.flatten(1), None, table)
+    actual = patch_embed(way, *flat, grid, align_corners)
+    torch.testing.assert_close(actual, want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        patch_embed(way, pixel_values, weight, bias, table, grid, align_corners),
+        want + bias,
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("normalise", [(), ((0.4, 0.5, 0.6), (0.2, 0.3, 0.1))])
+@pytest.mark.parametrize("batch", ["keye", "one", "none"])
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("way", WAYS)
+def test_uint8_pixels(way, dtype, batch, normalise):
+    grid = PackedGrid.from_grid_thw(BATCHES[batch])
+    _, *parameters = make(grid.total, dtype)
+    shape = (grid.total, 3, 4, 4)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator())
+    options = dict(zip(("image_mean", "image_std"), normalise, strict=False))
+    actual = patch_embed(way, pixels, *parameters, grid, **options)
+
+    mean, std = normalise or ((0.5,) * 3, (0.5,) * 3)
+    mean, std = (torch.tensor(x, dtype=torch.float64)[None, :, None, None] for x in (mean, std))
+    floats = (pixels.double() / 255 - mean) / std
+    plain = plain_patch_embed(floats.to(dtype), *parameters, grid)
+    exact = oracle(floats, *(x.double() for x in parameters), grid)
+    assert_within_twice(actual, plain, exact)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_pixels_of_another_dtype_take_the_weights(way):
+    grid = PackedGrid.from_grid_thw([(1, 4, 6)])
+    pixel_values, *parameters = make(grid.total, torch.bfloat16)
+    actual = patch_embed(way, pixel_values.float(), *parameters, grid)
+    assert actual.dtype == torch.bfloat16
+    assert torch.equal(actual, patch_embed(way, pixel_values, *parameters, grid))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_strided_pixels(way):
+    grid = PackedGrid.from_grid_thw([(1, 4, 6)])
+    pixel_values, *parameters = make(grid.total)
+    strided = pixel_values.transpose(0, 3).contiguous().transpose(0, 3)
+    assert not strided.is_contiguous()
+    actual = patch_embed(way, strided, *parameters, grid)
+    want = patch_embed(way, pixel_values, *parameters, grid)
+    torch.testing.assert_close(actual, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("way", WAYS)
+def test_special_values_stay_in_their_patch(way, value):
+    grid = PackedGrid.from_grid_thw([(1, 4, 6)])
+    pixel_values, *parameters = make(grid.total, torch.float32)
+    want = patch_embed(way, pixel_values, *parameters, grid)
+    pixel_values[5, 1, 2, 3] = value
+    actual = patch_embed(way, pixel_values, *parameters, grid)
+    others = torch.arange(24) != 5
+    assert not actual[5].isfinite().any()
+    torch.testing.assert_close(actual[others], want[others])
+
+
+def test_host_integers_stand_for_a_grid():
+    pixel_values, *parameters = make(24)
+    want = keye_ops.patch_embed(pixel_values, *parameters, PackedGrid.from_grid_thw([(1, 4, 6)]))
+    assert torch.equal(keye_ops.patch_embed(pixel_values, *parameters, [(1, 4, 6)]), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_against_transformers(dtype):
+    models = pytest.importorskip("transformers.models.paddleocr_vl.modeling_paddleocr_vl")
+    options = {"hidden_size": 24, "image_size": 28, "patch_size": 4, "num_attention_heads": 2}
+    config = models.PaddleOCRVisionConfig(**options)
+    module = models.PaddleOCRVisionEmbeddings(config).to(dtype)
+    grid = PackedGrid.from_grid_thw([(1, 4, 6), (1, 3, 9), (1, 10, 8)])
+    inputs = make(grid.total, dtype)
+    with torch.no_grad():
+        module.patch_embedding.weight.copy_(inputs[1])
+        module.patch_embedding.bias.copy_(inputs[2])
+        module.position_embedding.weight.copy_(inputs[3])
+        theirs = module(inputs[0][None], grid_thw=torch.tensor(grid.grid_thw))
+    exact = oracle(*(x.double() for x in inputs), grid)
+    assert_within_twice(keye_ops.patch_embed(*inputs, grid), theirs, exact)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("grid_thw", [[(1, 4, 6), (2, 3, 1)], [(1, 9, 8)], []])
+def test_gradients(grid_thw, align_corners):
+    """The registered gradient, the reference's autograd and finite differences agree."""
+    grid = PackedGrid.from_grid_thw(grid_thw)
+    inputs = [x.requires_grad_() for x in make(grid.total, hidden=3, side=3, patch=2)]
+    index = (grid.grid, grid.image_offsets, grid.position_ids, align_corners)
+    out = patch_embed("registered", *inputs, grid, align_corners)
+    dout = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator())
+    actual = torch.autograd.grad(out, inputs, dout)
+    want = torch.autograd.grad(patch_embed_reference(*inputs, *index), inputs, dout)
+    torch.testing.assert_close(actual, want, rtol=1e-12, atol=1e-12)
+    if grid.total:
+        op = torch.ops.keye_ops.patch_embed
+        assert torch.autograd.gradcheck(lambda *x: op(*x, *index), inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_within_twice_of_plain(way, dtype):
+    grid = PackedGrid.from_grid_thw([(1, 12, 10), (2, 4, 6)])
+    inputs = make(grid.total, dtype)
+    dout = torch.randn(grid.total, 24, dtype=torch.float64, generator=torch.Generator()).to(dtype)
+
+    def grads(function, dtype):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        return torch.autograd.grad(function(*leaves, grid), leaves, dout.to(dtype))
+
+    actual = grads(lambda *x: patch_embed(way, *x), dtype)
+    plain, exact = grads(plain_patch_embed, dtype), grads(oracle, torch.float64)
+    for triple in zip(actual, plain, exact, strict=True):
+        assert_within_twice(*triple)
+
+
+def test_gradients_with_uint8_pixels_and_without_bias():
+    grid = PackedGrid.from_grid_thw([(1, 4, 6)])
+    _, weight, _, table = [x.requires_grad_() for x in make(grid.total, hidden=3)]
+    pixels = torch.randint(0, 256, (24, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator())
+    patch_embed("registered", pixels, weight, None, table, grid).square().sum().backward()
+    floats = (pixels.float() / 127.5 - 1).double()
+    out = oracle(floats, weight, None, table, grid).square().sum()
+    want = torch.autograd.grad(out, (weight, table))
+    torch.testing.assert_close((weight.grad, table.grad), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", range(4))
+def test_a_frozen_input_gets_no_gradient(frozen):
+    grid = PackedGrid.from_grid_thw([(1, 2, 2)])
+    inputs = [x.requires_grad_(i != frozen) for i, x in enumerate(make(grid.total))]
+    patch_embed("registered", *inputs, grid).sum().backward()
+    assert [x.grad is None for x in inputs] == [i == frozen for i in range(4)]
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("grid_thw", [[(1, 4, 6), (1, 2, 3)], []])
+def test_opcheck(grid_thw, with_bias):
+    grid = PackedGrid.from_grid_thw(grid_thw)
+    inputs = [x.requires_grad_() for x in make(grid.total, torch.float32, hidden=3)]
+    inputs[2] = inputs[2] if with_bias else None
+    args = (*inputs, grid.grid, grid.image_offsets, grid.position_ids)
+    torch.library.opcheck(torch.ops.keye_ops.patch_embed.default, args)
+
+
+def test_compile_makes_one_graph_for_all_sizes():
+    counter, graphs = CompileCounterWithBackend("aot_eager"), []
+
+    def function(pixel_values, weight, bias, table, grid):
+        return keye_ops.patch_embed(pixel_values.sin(), weight, bias, table, grid).cos()
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+    for grid_thw in ([(1, 4, 6)] * 5, [(1, 3, 5), (2, 2, 3)] * 3, [(1, 2, 2)] * 7):
+        grid = PackedGrid.from_grid_thw(grid_thw)
+        inputs = [x.requires_grad_() for x in make(grid.total, hidden=8)]
+        with keye_ops.backend("auto"):
+            out, want = compiled(*inputs, grid), function(*inputs, grid)
+        torch.testing.assert_close(out, want)
+        gradients = [torch.autograd.grad(x.square().sum(), inputs) for x in (out, want)]
+        torch.testing.assert_close(*gradients)
+        graphs.append(counter.frame_count)
+    assert graphs == graphs[:1] * 3
+
+
+GOOD = dict(zip(("pixel_values", "weight", "bias", "table"), make(6, torch.float32), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"weight": GOOD["weight"].int()},
+            "weight must be fp64, fp32, fp16 or bf16, got torch.int32",
+        ),
+        (
+            {"weight": GOOD["weight"][0]},
+            r"weight must be \[C, 3, 14, 14\] or \[C, K\], got \[3, 4, 4\]",
+        ),
+        (
+            {"pixel_values": GOOD["pixel_values"].int()},
+            r"pixel_values \(unless uint8\) must be fp64, fp32, fp16 or bf16, got torch.int32",
+        ),
+        (
+            {"pixel_values": GOOD["pixel_values"][:, :2]},
+            r"pixel_values must be \[N, ...\] with 48 values a patch, got \[6, 2, 4, 4\]",
+        ),
+        ({"pixel_values": GOOD["pixel_values"][:, 0, 0, 0]}, r"with 48 values a patch, got \[6\]"),
+        (
+            {"pixel_values": GOOD["pixel_values"][:5]},
+            "pixel_values must hold the 6 patches of the grid, got 5",
+        ),
+        ({"bias": GOOD["bias"][1:]}, r"bias must be \[24\], got \[23\]"),
+        (
+            {"bias": GOOD["bias"].half()},
+            r"bias must have the dtype and device of weight \(torch.float32, cpu\), got torch.f",
+        ),
+        (
+            {"table": GOOD["table"][:, 1:]},
+            r"position_embedding must be \[S\*S, 24\], got \[49, 23\]",
+        ),
+        (
+            {"table": GOOD["table"].half()},
+            "position_embedding must have the dtype and device of weight",
+        ),
+        (
+            {"table": GOOD["table"][1:]},
+            "position_embedding must have a square number of rows, got 48",
+        ),
+        (
+            {"table": GOOD["table"][:0]},
+            "position_embedding must have a square number of rows, got 0",
+        ),
+    ],
+)
+@pytest.mark.parametrize("way", WAYS)
+def test_wrong_input(way, changes, message):
+    grid = PackedGrid.from_grid_thw([(1, 2, 3)])
+    with pytest.raises(RuntimeError, match=f"patch_embed: .*{message}"):
+        patch_embed(way, *{**GOOD, **changes}.values(), grid)
+
+
+def test_wrong_position_ids():
+    grid = PackedGrid.from_grid_thw([(1, 2, 3)])
+    index = (grid.grid, grid.image_offsets, grid.position_ids.float())
+    message = "patch_embed: position_ids must be int32 or int64 on cpu, got torch.float32 on cpu"
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.keye_ops.patch_embed(*GOOD.values(), *index)
+
+
+def test_pixels_on_another_device():
+    grid = PackedGrid.from_grid_thw([(1, 2, 3)])
+    inputs = {**GOOD, "pixel_values": GOOD["pixel_values"].to("meta")}
+    with pytest.raises(RuntimeError, match="patch_embed: pixel_values must be on cpu, got meta"):
+        patch_embed_reference(*inputs.values(), grid.grid, grid.image_offsets, grid.position_ids)
