@@ -270,8 +270,8 @@ def rope_(
     Raises:
         RuntimeError: as :func:`rope`, and where a gradient would be needed.
     """
-    tensors = [x for x in (q, k, q_norm_weight, k_norm_weight) if x is not None]
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    tensors = (q, k, q_norm_weight, k_norm_weight)
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     check(not needs_grad, "rope_", "in place works without gradients only", "requires_grad=True")
     args = (position_ids, inv_freq, axis, interleaved, inverse)
     norms = (q_norm_weight, k_norm_weight, norm_eps)
@@ -440,8 +440,9 @@ def _table(make: Any, like: torch.Tensor, inv_freq: torch.Tensor | None, *args: 
 def _table_2d(
     q: torch.Tensor, position_ids: torch.Tensor, theta: float, inv_freq: torch.Tensor | None
 ) -> RopeTable:
-    check_shape("rope_2d", "q", q, ("N", "H", "D"))
-    check_shape("rope_2d", "position_ids", position_ids, (q.shape[0], 2))
+    if q.dim() != 3 or position_ids.shape != (q.shape[0], 2):  # checks cost, failures do not
+        check_shape("rope_2d", "q", q, ("N", "H", "D"))
+        check_shape("rope_2d", "position_ids", position_ids, (q.shape[0], 2))
     return _table(rope_table_2d, q, inv_freq, q.shape[2], theta)
 
 
@@ -453,8 +454,9 @@ def _table_3d(
     mrope_interleaved: bool,
     inv_freq: torch.Tensor | None,
 ) -> RopeTable:
-    check_shape("rope_3d", "q", q, ("N", "H", "D"))
-    check_shape("rope_3d", "position_ids", position_ids, (3, q.shape[0]))
+    if q.dim() != 3 or position_ids.shape != (3, q.shape[0]):
+        check_shape("rope_3d", "q", q, ("N", "H", "D"))
+        check_shape("rope_3d", "position_ids", position_ids, (3, q.shape[0]))
     section = tuple(mrope_section)
     return _table(rope_table_3d, q, inv_freq, q.shape[2], section, theta, mrope_interleaved)
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tolerance import assert_within_twice
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import keye_ops
 from keye_ops.varlen_attention import varlen_attention_reference
@@ -287,6 +288,22 @@ def test_gradients_within_twice_of_plain(way, dtype, causal):
     exact = grads(lambda *x, **options: oracle(*x, **options)[0], torch.float64)
     for triple in zip(actual, grads(plain_attention, dtype), exact, strict=True):
         assert_within_twice(*triple)
+
+
+class PassThrough(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def test_gradients_under_a_dispatch_mode():
+    """Under a mode autograd does not record inside an op, so its backward must not need it."""
+    q, k, v, cu, _ = make(SEGMENTS["odd"])
+    q.requires_grad_()
+    want = torch.autograd.grad(oracle(q, k, v, cu, cu)[0].square().sum(), q)
+    with PassThrough():
+        out, _ = attention("registered", q, k, v, cu, cu)
+        actual = torch.autograd.grad(out.square().sum(), q)
+    torch.testing.assert_close(actual, want)
 
 
 def test_gradients_through_views_of_a_packed_qkv():

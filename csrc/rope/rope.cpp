@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "common/allocate.h"
 #include "common/check.h"
 #include "rope/rope_op.h"
 
@@ -146,8 +147,6 @@ RopeDevice device_of(const Tensor& tensor) {
   return tensor.is_cpu() ? RopeDevice::kCpu : RopeDevice::kCuda;
 }
 
-Tensor empty_heads(const Tensor& like) { return torch::stable::new_empty(like, like.sizes()); }
-
 void check_inplace(const char* name, const Tensor& tensor) {
   for (int i = 0; i < 3; i++) {
     KEYE_CHECK(tensor.size(i) <= 1 || tensor.stride(i) != 0, "rope: ", name,
@@ -169,7 +168,7 @@ std::tuple<Tensor, Tensor> rope(const Tensor& q, const Tensor& k, const Tensor& 
   RopeParams params =
       rope_params(q, k, position_ids, inv_freq, axis, interleaved, inverse, norm_eps);
   check_weights(q, q_norm_weight, k_norm_weight);
-  Tensor out_q = empty_heads(q), out_k = empty_heads(k);
+  Tensor out_q = new_empty_like(q), out_k = new_empty_like(k);
   params.q = rope_tensor(q, out_q, q_norm_weight);
   params.k = rope_tensor(k, out_k, k_norm_weight);
   rope_backend(device_of(q)).forward(params, q.scalar_type(), q.get_device_index());
@@ -206,9 +205,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rope_backward(
              dk.size(1));
 
   const RopeBackend& backend = rope_backend(device_of(q));
-  const auto partial_dtype = q.is_cpu() ? ScalarType::Double : ScalarType::Float;
+  const int32_t partial_dtype =
+      q.is_cpu() ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   params.num_partials = backend.num_partials(params.total);
-  Tensor out_q = empty_heads(q), out_k = empty_heads(k);
+  Tensor out_q = new_empty_like(q), out_k = new_empty_like(k);
   params.q = rope_tensor(q, out_q, q_norm_weight);
   params.k = rope_tensor(k, out_k, k_norm_weight);
 
@@ -220,8 +220,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rope_backward(
     tensor.dout = douts[i]->const_data_ptr();
     tensor.dout_stride_token = stride_of(*douts[i], 0);
     tensor.dout_stride_head = stride_of(*douts[i], 1);
-    partials[i] =
-        torch::stable::new_empty(q, {params.num_partials, params.head_dim}, partial_dtype);
+    partials[i] = new_empty(q, {params.num_partials, params.head_dim}, partial_dtype);
     tensor.dweight_partial = partials[i].mutable_data_ptr();
   }
   backend.backward(params, q.scalar_type(), q.get_device_index());

@@ -1,0 +1,39 @@
+// New tensors, contiguous and uninitialised. The C call costs a fifth of the boxed operator.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace keye_ops {
+
+inline torch::stable::Tensor new_empty(const torch::stable::Tensor& like,
+                                       const std::vector<int64_t>& sizes, int32_t dtype) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= sizes[i] > 1 ? sizes[i] : 1;
+  }
+  int32_t device_type = 0;
+  int32_t device_index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), dtype, device_type, device_index,
+                                                  &handle));
+  return torch::stable::Tensor(handle);
+}
+
+inline torch::stable::Tensor new_empty_like(const torch::stable::Tensor& like) {
+  const auto sizes = like.sizes();
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  return new_empty(like, {sizes.begin(), sizes.end()}, dtype);
+}
+
+}  // namespace keye_ops
