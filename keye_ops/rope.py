@@ -190,10 +190,18 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
     ctx.save_for_backward(position_ids, inv_freq, axis, *saved)
 
 
+def _fit_for_kernel(gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient as the kernels take it; autograd may hand over expanded or odd views."""
+    fits = gradient.stride(-1) == 1
+    if fits and gradient.is_cuda and not torch.compiler.is_compiling():
+        fits = _aligned(gradient)
+    return gradient if fits else gradient.clone(memory_format=torch.contiguous_format)
+
+
 def _backward(ctx: Any, dq: torch.Tensor, dk: torch.Tensor) -> tuple[Any, ...]:
     position_ids, inv_freq, axis, *saved = ctx.saved_tensors
     interleaved, inverse, eps = ctx.options
-    dq, dk = (x if x.stride(-1) == 1 else x.contiguous() for x in (dq, dk))
+    dq, dk = (_fit_for_kernel(x) for x in (dq, dk))
     table = (position_ids, inv_freq, axis)
     if not saved:
         # A rotation's transpose is the rotation by the negated angle.
@@ -247,7 +255,7 @@ def rope(
     """
     args = (position_ids, inv_freq, axis, interleaved, inverse)
     norms = (q_norm_weight, k_norm_weight, norm_eps)
-    if dispatch.use_native("rope", q, _unsupported(q, k)):
+    if dispatch.use_native("rope", q, _unsupported(q, k, *norms[:2])):
         return dispatch.call(torch.ops.keye_ops.rope.default, (q, k, *args, *norms))
     return rope_reference(q, k, *args, *norms)
 
@@ -275,7 +283,7 @@ def rope_(
     check(not needs_grad, "rope_", "in place works without gradients only", "requires_grad=True")
     args = (position_ids, inv_freq, axis, interleaved, inverse)
     norms = (q_norm_weight, k_norm_weight, norm_eps)
-    if dispatch.use_native("rope_", q, _unsupported(q, k)):
+    if dispatch.use_native("rope_", q, _unsupported(q, k, *norms[:2])):
         torch.ops.keye_ops.rope_.default(q, k, *args, *norms)
     else:
         rope_inplace_reference(q, k, *args, *norms)
@@ -461,13 +469,25 @@ def _table_3d(
     return _table(rope_table_3d, q, inv_freq, q.shape[2], section, theta, mrope_interleaved)
 
 
-def _unsupported(q: torch.Tensor, k: torch.Tensor) -> str | None:
-    """Why the native kernel does not take q and k, or None."""
+def _unsupported(*tensors: torch.Tensor | None) -> str | None:
+    """Why the native kernel does not take q, k and the norm weights, or None."""
+    q, k = tensors[:2]
     if q.dim() == k.dim() == 3 and q.numel() and (q.stride(-1) != 1 or k.stride(-1) != 1):
         return "it needs a unit last stride"
-    if q.device.type == "cuda":
-        if q.dtype == torch.float64:
-            return "it has no fp64 on cuda"
-        if q.dim() == 3 and q.shape[2] not in (64, 72, 80, 96, 128):
-            return f"it has no head_dim {q.shape[2]} on cuda"
+    if q.device.type != "cuda" or q.dim() != 3:
+        return None
+    if q.dtype == torch.float64:
+        return "it has no fp64 on cuda"
+    vector = 16 // q.element_size()
+    if q.shape[2] % vector or q.shape[2] > 32 * vector:
+        return f"it has no head_dim {q.shape[2]} in {q.dtype} on cuda"
+    if not torch.compiler.is_compiling() and not all(_aligned(x) for x in tensors if x is not None):
+        return "it needs rows at multiples of 16 bytes on cuda"
     return None
+
+
+def _aligned(x: torch.Tensor) -> bool:
+    """Whether every row starts at a multiple of 16 bytes."""
+    size = x.element_size()
+    strides = zip(x.shape[:-1], x.stride()[:-1], strict=True)
+    return x.data_ptr() % 16 == 0 and all(n <= 1 or s * size % 16 == 0 for n, s in strides)

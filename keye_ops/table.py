@@ -27,5 +27,6 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     console = Console()
     # A pipe has no width: let rows be as long as they are, so that nothing is cut.
     if not console.is_terminal:
-        console = Console(width=max(100, sum(max(map(len, c)) + 3 for c in zip(*text)) + 1))
+        cells = zip(columns, *text, strict=True)
+        console = Console(width=max(100, sum(max(map(len, column)) + 3 for column in cells) + 1))
     console.print(table)

@@ -47,14 +47,12 @@ KEYE_HOST_DEVICE void sincos(V angle, V& sin_out, V& cos_out) {
   const V c_low = z * z * (4.1666645618e-2f + z * (-1.3887313044e-3f + z * 2.4432783229e-5f));
   const V c = one_minus + (((1.0f - one_minus) - half_z) + (c_low - r * r_low));
 
-  // Odd quadrants swap sine and cosine; quadrants 2, 3 negate the sine and 1, 2 the cosine.
-  const V odd = n - 2.0f * floor_of(n * 0.5f);
-  const V sin_half = floor_of(n * 0.5f);
-  const V cos_half = floor_of((n + 1.0f) * 0.5f);
-  const V sin_sign = 1.0f - 2.0f * (sin_half - 2.0f * floor_of(sin_half * 0.5f));
-  const V cos_sign = 1.0f - 2.0f * (cos_half - 2.0f * floor_of(cos_half * 0.5f));
-  sin_out = sin_sign * (s * (1.0f - odd) + c * odd);
-  cos_out = cos_sign * (c * (1.0f - odd) + s * odd);
+  // Odd quadrants swap sine and cosine; quadrants 2 and 3 negate both.
+  const V half = floor_of(n * 0.5f);
+  const V odd = n - 2.0f * half;
+  const V sign = 1.0f - 2.0f * (half - 2.0f * floor_of(half * 0.5f));
+  sin_out = sign * (s * (1.0f - odd) + c * odd);
+  cos_out = sign * (c * (1.0f - odd) - s * odd);
 }
 
 // fp64 exists for gradient checks only, where speed does not matter.

@@ -23,8 +23,16 @@ KEYE_DEVICE int64_t grid_size() { return gridDim.x; }
 KEYE_DEVICE float shuffle(float value, int source_lane) {
   return __shfl_sync(kFullMask, value, source_lane);
 }
+KEYE_DEVICE uint32_t shuffle(uint32_t value, int source_lane) {
+  return __shfl_sync(kFullMask, value, source_lane);
+}
 KEYE_DEVICE float shuffle_xor(float value, int lane_mask) {
   return __shfl_xor_sync(kFullMask, value, lane_mask);
+}
+
+// The warp of this thread in its block; the shuffle tells the compiler that lanes agree.
+KEYE_DEVICE int warp_in_block() {
+  return static_cast<int>(shuffle(static_cast<uint32_t>(thread_idx() / kWarpSize), 0));
 }
 
 KEYE_DEVICE float rsqrt_of(float x) { return rsqrtf(x); }
