@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from keye_ops.checks import check, describe
+from keye_ops.checks import check, check_shape, describe
 
 _MAX_TOTAL = 2**31 - 1  # cu_seqlens and offsets are int32
 
@@ -89,11 +89,8 @@ class PackedGrid:
         # One buffer, one copy: the tensors below are views of it.
         parts = [position_ids.ravel(), cu_seqlens, sizes.ravel(), image_offsets]
         buffer = torch.from_numpy(np.concatenate(parts).astype(np.int32))
-        if device is not None and torch.device(device).type == "cuda":
-            buffer = buffer.pin_memory()
-        buffer = buffer.to(device, non_blocking=True) if device is not None else buffer
         views = buffer.split([part.size for part in parts])
-        return cls(
+        packed = cls(
             grid_thw=tuple((int(t), int(h), int(w)) for t, h, w in sizes),
             segment=segment,
             spatial_merge_size=merge,
@@ -104,6 +101,7 @@ class PackedGrid:
             grid=views[2].view(-1, 3),
             image_offsets=views[3],
         )
+        return packed if device is None else packed.to(device)
 
     @property
     def total(self) -> int:
@@ -151,8 +149,19 @@ class PackedGrid:
         """The same grid with its tensors on ``device`` (itself if they are there)."""
         if self.position_ids.device == torch.device(device):
             return self
-        names = ("position_ids", "cu_seqlens", "grid", "image_offsets")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        tensors = (self.position_ids, self.cu_seqlens, self.grid, self.image_offsets)
+        buffer = torch.cat([x.flatten() for x in tensors])
+        if torch.device(device).type == "cuda" and buffer.device.type == "cpu":
+            buffer = buffer.pin_memory()  # else the copy would wait
+        buffer = buffer.to(device, non_blocking=True)
+        views = buffer.split([x.numel() for x in tensors])
+        return replace(
+            self,
+            position_ids=views[0].view(-1, 2),
+            cu_seqlens=views[1],
+            grid=views[2].view(-1, 3),
+            image_offsets=views[3],
+        )
 
 
 def as_packed_grid(
@@ -162,6 +171,36 @@ def as_packed_grid(
     if not isinstance(grid, PackedGrid):
         grid = PackedGrid.from_grid_thw(grid, device=device)
     return grid.to(device)
+
+
+def check_grid(
+    op: str, grid: torch.Tensor, image_offsets: torch.Tensor, total: int, merge: int = 1
+) -> None:
+    """Require grid tensors that describe ``total`` patches; values are looked at on the host only.
+
+    Args:
+        op: named in errors.
+        grid: int32 [num_images, 3]; image_offsets: int32 [num_images + 1].
+        merge: height and width must be multiples of it.
+
+    Raises:
+        RuntimeError: shapes, dtypes, or (for tensors on the host) values that do not fit.
+    """
+    check_shape(op, "grid", grid, ("num_images", 3))
+    check_shape(op, "image_offsets", image_offsets, (grid.shape[0] + 1,))
+    for name, tensor in (("grid", grid), ("image_offsets", image_offsets)):
+        check(tensor.dtype == torch.int32, op, f"{name} must be int32", tensor.dtype)
+    if torch.compiler.is_compiling() or type(grid) is not torch.Tensor or grid.is_cuda:
+        return
+    sizes = grid.numpy().astype(np.int64)
+    good = (sizes >= 1).all(axis=1) & (sizes[:, 1:] % merge == 0).all(axis=1)
+    requirement = "grid must hold positive (t, h, w)"
+    requirement += f" with h and w multiples of {merge}" if merge > 1 else ""
+    check(bool(good.all()), op, requirement, sizes[~good][:1].tolist())
+    offsets = np.concatenate([[0], np.cumsum(sizes.prod(axis=1))])
+    got = image_offsets.tolist()
+    requirement = f"image_offsets must be the sums of t * h * w up to the {total} patches"
+    check(got == offsets.tolist() and got[-1] == total, op, requirement, got[-3:])
 
 
 def merge_index(

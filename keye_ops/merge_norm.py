@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from keye_ops import dispatch
 from keye_ops.checks import check, check_floating, check_same, check_shape
 from keye_ops.extension import define
-from keye_ops.grid import PackedGrid, as_packed_grid, merge_index
+from keye_ops.grid import PackedGrid, as_packed_grid, check_grid, merge_index
 
 # ---- reference ----
 
@@ -28,6 +28,7 @@ def merge_norm_reference(
 ) -> torch.Tensor:
     """The definition, in plain PyTorch; arguments as in :func:`merge_norm`."""
     _check_merge_norm(x, weight, bias, spatial_merge_size)
+    check_grid("merge_norm", grid, image_offsets, x.shape[0], spatial_merge_size)
     index = _index(x, grid, image_offsets, spatial_merge_size, block_order)
     if weight.shape[0] == x.shape[1]:
         x = F.layer_norm(x, weight.shape, weight, bias, eps)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from keye_ops import dispatch
 from keye_ops.checks import check, check_floating, check_integer, check_same, check_shape
 from keye_ops.extension import define
-from keye_ops.grid import PackedGrid, as_packed_grid
+from keye_ops.grid import PackedGrid, as_packed_grid, check_grid
 
 _MEAN_STD = (0.5, 0.5, 0.5)
 
@@ -32,6 +32,8 @@ def patch_embed_reference(
 ) -> torch.Tensor:
     """The definition, in plain PyTorch; arguments as in :func:`patch_embed`."""
     _check_patch_embed(pixel_values, weight, bias, position_embedding, position_ids)
+    check_grid("patch_embed", grid, image_offsets, pixel_values.shape[0])
+    _check_normalisation(pixel_values, weight, image_mean, image_std)
     rows = _pixel_rows(pixel_values, weight, image_mean, image_std)
     tokens = F.linear(rows, weight.flatten(1), bias)
     taps, lambdas = _taps(grid, image_offsets, position_ids, position_embedding, align_corners)
@@ -113,6 +115,22 @@ def _check_patch_embed(
     good = count > 0 and round(count**0.5) ** 2 == count
     check(good, op, "position_embedding must have a square number of rows", count)
     check_integer(op, "position_ids", position_ids, weight.device)
+
+
+def _check_normalisation(
+    pixel_values: torch.Tensor,
+    weight: torch.Tensor,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+) -> None:
+    if pixel_values.dtype != torch.uint8:
+        return
+    sizes = (len(image_mean), len(image_std))
+    channels = weight.shape[1] if weight.dim() == 4 else 3
+    requirement = f"image_mean and image_std must have {channels} values for uint8 pixels"
+    check(sizes == (channels, channels), "patch_embed", requirement, sizes)
+    good = all(x != 0 for x in image_std)
+    check(good, "patch_embed", "image_std must not hold 0", list(image_std))
 
 
 # ---- schema, fake, autograd ----

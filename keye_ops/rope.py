@@ -190,12 +190,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
     ctx.save_for_backward(position_ids, inv_freq, axis, *saved)
 
 
-def _fit_for_kernel(gradient: torch.Tensor) -> torch.Tensor:
-    """A gradient as the kernels take it; autograd may hand over expanded or odd views."""
-    fits = gradient.stride(-1) == 1
-    if fits and gradient.is_cuda and not torch.compiler.is_compiling():
-        fits = _aligned(gradient)
-    return gradient if fits else gradient.clone(memory_format=torch.contiguous_format)
+def _fit_for_kernel(x: torch.Tensor) -> torch.Tensor:
+    """A tensor as the kernels take it, where autograd or a graph leaves no other choice."""
+    fits = x.dim() == 0 or x.stride(-1) == 1
+    if fits and x.is_cuda and not torch.compiler.is_compiling():
+        fits = _aligned(x)
+    return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
 def _backward(ctx: Any, dq: torch.Tensor, dk: torch.Tensor) -> tuple[Any, ...]:
@@ -255,6 +255,8 @@ def rope(
     """
     args = (position_ids, inv_freq, axis, interleaved, inverse)
     norms = (q_norm_weight, k_norm_weight, norm_eps)
+    if torch.compiler.is_compiling():
+        q, k = _fit_for_kernel(q), _fit_for_kernel(k)
     if dispatch.use_native("rope", q, _unsupported(q, k, *norms[:2])):
         return dispatch.call(torch.ops.keye_ops.rope.default, (q, k, *args, *norms))
     return rope_reference(q, k, *args, *norms)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from keye_ops import PackedGrid
+from keye_ops import PackedGrid, patch_embed
 from keye_ops.grid import as_packed_grid, merge_index
 
 GRIDS = {
@@ -235,3 +235,55 @@ def test_merge_index_against_loops(grid_thw, order):
     index = merge_index(grid.grid, grid.image_offsets, grid.total, 2, order)
     assert index.shape == (grid.total_merged, 4)
     assert index.tolist() == want
+
+
+# ---- the registered ops, given grid tensors that lie ----
+
+BAD_GRIDS = {
+    "zero": ([[1, 0, 4]], [0, 0], "grid must hold positive"),
+    "negative": ([[1, -2, -2]], [0, 4], "grid must hold positive"),
+    "too many": ([[1, 2, 4]], [0, 8], "image_offsets must be the sums"),
+    "too few": ([[1, 2, 2], [1, 2, 2]], [0, 4, 8], "image_offsets must be the sums"),
+    "false offsets": ([[1, 2, 2]], [0, 3], "image_offsets must be the sums"),
+    "offsets start": ([[1, 2, 2]], [1, 4], "image_offsets must be the sums"),
+    "offsets shape": ([[1, 2, 2]], [0, 1, 4], r"image_offsets must be \[2\], got \[3\]"),
+    "grid shape": ([[1, 2]], [0, 4], r"grid must be \[num_images, 3\], got \[1, 2\]"),
+}
+
+
+@pytest.mark.parametrize("op", ["merge_norm", "patch_embed"])
+@pytest.mark.parametrize("name", BAD_GRIDS)
+def test_registered_ops_refuse_grids_that_lie(name, op):
+    grid, offsets, message = BAD_GRIDS[name]
+    grid = torch.tensor(grid, dtype=torch.int32)
+    offsets = torch.tensor(offsets, dtype=torch.int32)
+    arguments = {
+        "merge_norm": (torch.ones(4, 8), torch.ones(8), torch.ones(8), grid, offsets),
+        "patch_embed": (
+            *(torch.ones(4, 12), torch.ones(6, 12), None, torch.ones(9, 6), grid, offsets),
+            torch.zeros(4, 2, dtype=torch.int32),
+        ),
+    }
+    with pytest.raises(RuntimeError, match=f"{op}: {message}"):
+        getattr(torch.ops.keye_ops, op)(*arguments[op])
+
+
+def test_registered_merge_norm_refuses_an_odd_grid():
+    grid = torch.tensor([[4, 1, 1]], dtype=torch.int32)
+    offsets = torch.tensor([0, 4], dtype=torch.int32)
+    with pytest.raises(RuntimeError, match=r"merge_norm: grid must hold .* multiples of 2, got"):
+        torch.ops.keye_ops.merge_norm(torch.ones(4, 8), torch.ones(8), torch.ones(8), grid, offsets)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((0.5, 0.5), (0.5, 0.5, 0.5), r"must have 3 values for uint8 pixels, got \(2, 3\)"),
+        ((0.5,) * 3, (0.5, 0.0, 0.5), "image_std must not hold 0"),
+    ],
+)
+def test_normalisation_of_bytes_is_checked(mean, std, message):
+    pixels = torch.zeros(4, 3, 14, 14, dtype=torch.uint8)
+    weight, table = torch.ones(6, 3, 14, 14), torch.ones(9, 6)
+    with pytest.raises(RuntimeError, match=f"patch_embed: .*{message}"):
+        patch_embed(pixels, weight, None, table, [(1, 2, 2)], image_mean=mean, image_std=std)
