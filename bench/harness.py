@@ -58,11 +58,19 @@ def copy_of(num_bytes: int, device: str) -> Provider:
     return lambda: target.copy_(source)
 
 
+def clone_of(num_bytes: int, device: str) -> Provider:
+    """The same into fresh memory, as an op that is not in place has to."""
+    source = torch.randint(0, 255, (num_bytes // 2,), dtype=torch.uint8, device=device)
+    return source.clone
+
+
 def compare(
     shape: str, providers: dict[str, Provider], num_bytes: int, rounds: int, device: str = "cpu"
 ) -> list[Timing]:
     """Time all providers beside a copy of the same bytes."""
-    times = measure({"copy": copy_of(num_bytes, device), **providers}, rounds)
+    copies = {"copy": copy_of(num_bytes, device)}
+    copies["copy into fresh memory"] = clone_of(num_bytes, device)
+    times = measure(copies | providers, rounds)
     copy = statistics.median(times["copy"])
     timings = []
     for provider, values in times.items():

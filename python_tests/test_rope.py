@@ -252,8 +252,16 @@ def test_bf16_keeps_every_nan():
     q = bits.view(torch.bfloat16)
     q = q[q.isnan()]
     q = torch.cat([q, q[: -len(q) % 64]]).view(-1, 1, 64)
-    out = OPS.rope(q, q, torch.ones(1, len(q), dtype=torch.int64), *_table_1d(64))[0]
-    assert out.isnan().all()
+    positions = torch.ones(1, len(q), dtype=torch.int64)
+    assert OPS.rope(q, q, positions, *_table_1d(64))[0].isnan().all()
+    # And those of the table: here every fp32 NaN with a single or no zero in its payload.
+    payloads = [0x7FFFFFFF - (1 << bit) for bit in range(22)] + [0x7FFFFFFF]
+    table = torch.tensor((payloads * 2)[:32], dtype=torch.int32).view(torch.float32)
+    ones = torch.ones(len(q), 1, 64, dtype=torch.bfloat16)
+    for sign in (1, -1):
+        out = OPS.rope(ones, -ones, positions, sign * table, _table_1d(64)[1])
+        assert out[0].isnan().all()
+        assert out[1].isnan().all()
 
 
 def _table_1d(head_dim):

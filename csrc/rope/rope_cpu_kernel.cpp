@@ -30,6 +30,9 @@ KEYE_HOST_DEVICE void sincos_array(Angles<float>& angles, int pairs) {
   for (int j = 0; j < pairs; j += kSimdWidth) {
     Floats sin, cos;
     sincos(load_vector(angles.cos + j), sin, cos);
+    // A NaN of the table gets the bits that store_rotated needs.
+    sin = sin == sin ? sin : Floats{} + __builtin_nanf("");
+    cos = cos == cos ? cos : Floats{} + __builtin_nanf("");
     store_vector(angles.sin + j, sin);
     store_vector(angles.cos + j, cos);
   }
@@ -103,6 +106,15 @@ KEYE_HOST_DEVICE void rotate_row(C* row, const Angles<C>& angles, int pairs, boo
   }
 }
 
+template <class T>
+KEYE_HOST_DEVICE void store_rotated(T* out, Floats x) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    store_vector_from_16_bits(out, x);
+  } else {
+    store_vector(out, x);
+  }
+}
+
 // The Keye path: pairs (j, j + pairs), no norm, at least one vector of pairs. The last vector may
 // overlap the one before, so it is loaded before anything is stored: out may be x.
 template <class T>
@@ -112,12 +124,12 @@ KEYE_HOST_DEVICE void rotate_half_row(const T* x, T* out, const Angles<float>& a
   for (int j = 0; j < last; j += kSimdWidth) {
     Floats a = load_vector(x + j), b = load_vector(x + j + pairs);
     rotate_pair(a, b, load_vector(angles.cos + j), load_vector(angles.sin + j));
-    store_vector(out + j, a);
-    store_vector(out + j + pairs, b);
+    store_rotated(out + j, a);
+    store_rotated(out + j + pairs, b);
   }
   rotate_pair(last_a, last_b, load_vector(angles.cos + last), load_vector(angles.sin + last));
-  store_vector(out + last, last_a);
-  store_vector(out + last + pairs, last_b);
+  store_rotated(out + last, last_a);
+  store_rotated(out + last + pairs, last_b);
 }
 
 template <class T, class C>
