@@ -123,7 +123,9 @@ def _check_rope(
         if weight is not None:
             check_shape("rope", name, weight, (head_dim,))
             check_same("rope", name, weight, "q", q)
-    if q.device.type == "cpu" and type(q) in (torch.Tensor, torch.nn.Parameter):
+    # A graph cannot branch on values.
+    plain = type(q) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+    if plain and q.device.type == "cpu":
         _check_values(position_ids, axis)
 
 
@@ -141,6 +143,8 @@ def _check_inplace(q: torch.Tensor, k: torch.Tensor) -> None:
     for name, x in (("q", q), ("k", k)):
         overlaps = any(n > 1 and s == 0 for n, s in zip(x.shape, x.stride(), strict=True))
         check(not overlaps, "rope", f"{name} must not overlap itself to be rotated in place", "")
+    if torch.compiler.is_compiling():  # tensors of a graph have no address
+        return
     same = q.data_ptr() == k.data_ptr() and q.numel() > 0 and k.numel() > 0
     check(not same, "rope", "q and k must not share memory to be rotated in place", "")
 
