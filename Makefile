@@ -35,7 +35,7 @@ clean:
 
 # ---- the environment, a stamp a stage ----
 
-# Without an NVIDIA driver the CPU build of torch is enough; it is a tenth of the size.
+# Without an NVIDIA driver the CPU build of torch is enough, and much smaller.
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 10) and f"keye_ops needs Python >= 3.10, got {v.major}.{v.minor}; try make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { echo 'the venv module is needed: apt install python3-venv'; exit 1; }

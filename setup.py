@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,10 +43,25 @@ def environment_flag(name: str) -> bool | None:
     return None if value == "" else value == "1"
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler, or None."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    return next((path for name in names if (path := shutil.which(name))), None)
+def find_compiler() -> list[str] | None:
+    """The C++ compiler as a command (``CXX`` may name a launcher before it), or None."""
+    if wanted := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(wanted[0]) is None:
+            raise SystemExit(f"keye_ops: CXX must name a program, got {os.environ['CXX']!r}")
+        return wanted
+    names = ("c++", "g++", "clang++")
+    return next(([path] for name in names if (path := shutil.which(name))), None)
+
+
+def missing_tool() -> str | None:
+    """What keeps this machine from building a library, or None."""
+    if not sys.platform.startswith("linux"):
+        return f"libraries are built on Linux only, this is {sys.platform}"
+    if find_compiler() is None:
+        return "no C++ compiler was found"
+    if not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        return "Python.h was not found (package python3-dev or python3-devel)"
+    return None
 
 
 def find_nvcc() -> str | None:
@@ -68,8 +84,10 @@ def find_torch() -> Path | None:
 
 
 def torch_version(torch: Path) -> str:
-    """The version of the torch in a folder, without importing it."""
-    found = re.search(r"__version__ = '([^']+)'", (torch / "version.py").read_text())
+    """The version of the torch in a folder, without importing it; at least 2.10."""
+    found = re.search(r"__version__ = '((\d+)\.(\d+)[^']*)'", (torch / "version.py").read_text())
+    if found and (int(found[2]), int(found[3])) < (2, 10):
+        raise SystemExit(f"keye_ops: building needs torch >= 2.10, got {found[1]} in {torch}")
     return found[1] if found else "unknown"
 
 
@@ -91,19 +109,24 @@ class CMakeBuild(build_ext):
         output = Path(self.get_ext_fullpath("keye_ops._C")).parent.resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
+        for stale in output.glob("_C*.so"):  # of a build with other settings
+            stale.unlink()
         torch = find_torch()
         if torch is None:
             raise SystemExit("keye_ops: building needs torch >= 2.10, found none")
         cmake = shutil.which("cmake")
         if cmake is None:
             raise SystemExit("keye_ops: building needs cmake >= 3.18, found none")
+        compiler = find_compiler()
         extra = {"torch": torch_version(torch)}
         arguments = [
             f"-DKEYE_TORCH_INCLUDE={torch / 'include'}",
             f"-DKEYE_TORCH_LIB={torch / 'lib'}",
             f"-DKEYE_PYTHON_INCLUDE={sysconfig.get_paths()['include']}",
             f"-DKEYE_OUTPUT_DIR={output}",
-            f"-DCMAKE_CXX_COMPILER={find_compiler()}",
+            f"-DKEYE_CUDA={'ON' if NVCC else 'OFF'}",
+            f"-DCMAKE_CXX_COMPILER={compiler[-1]}",
+            f"-DCMAKE_CXX_COMPILER_LAUNCHER={';'.join(compiler[:-1])}",
         ]
         if NVCC is not None:
             archs = cuda_archs(NVCC)
@@ -112,7 +135,6 @@ class CMakeBuild(build_ext):
             plain = [arch for arch in archs if arch.isdigit()]
             codes = [f"{arch}-real" for arch in archs] + [f"{arch}-virtual" for arch in plain[-1:]]
             arguments += [
-                "-DKEYE_CUDA=ON",
                 f"-DCMAKE_CUDA_COMPILER={NVCC}",
                 f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(codes)}",
             ]
@@ -140,10 +162,10 @@ def choose_libraries() -> tuple[list[str], str | None]:
     nvcc = find_nvcc() if cuda is not False else None
     if cuda and nvcc is None:
         raise SystemExit("keye_ops: KEYE_OPS_CUDA=1 requires nvcc, found none")
-    if find_compiler() is None:
+    if reason := missing_tool():
         if cuda:
-            raise SystemExit("keye_ops: KEYE_OPS_CUDA=1 requires a C++ compiler, found none")
-        say("no C++ compiler found: pure Python, every op runs its PyTorch reference")
+            raise SystemExit(f"keye_ops: KEYE_OPS_CUDA=1 requires a compiler, but {reason}")
+        say(f"{reason}: pure Python, every op runs its PyTorch reference")
         return [], None
     return ["_C", "_C_cuda"] if nvcc else ["_C"], nvcc
 

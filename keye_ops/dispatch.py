@@ -46,6 +46,7 @@ if _LOG and not _logger.handlers:
 _default_mode = _mode_from_environment()
 _mode: ContextVar[str] = ContextVar("keye_ops_backend", default=_default_mode)
 _last: dict[str, Dispatch] = {}
+_OP_OF_FORM = {"rope_2d": "rope", "rope_3d": "rope", "rope_2d_": "rope_", "rope_3d_": "rope_"}
 _last_op = ""
 
 
@@ -71,8 +72,13 @@ def backend(mode: str) -> Iterator[None]:
 
 
 def last_dispatch(op: str | None = None) -> Dispatch | None:
-    """What ran last: of all ops, or of ``op``; None if nothing did. Not tracked while compiling."""
-    return _last.get(op or _last_op)
+    """What ran last, of all ops or of one; None if nothing did.
+
+    Args:
+        op: a public name. The forms of rope report as ``rope`` and, in place, as ``rope_``; a
+            projector reports as its parts. Compiled graphs are not tracked.
+    """
+    return _last.get(_OP_OF_FORM.get(op, op) if op else _last_op)
 
 
 def dispatches() -> list[Dispatch]:
@@ -107,7 +113,7 @@ def use_native(op: str, tensor: torch.Tensor, unsupported: str | None = None) ->
     """
     if torch.compiler.is_compiling():
         # The registered op stays one opaque node; the dispatcher picks its kernel at run time.
-        return _mode_while_tracing() != "reference"
+        return _mode_while_tracing() != "reference" and unsupported is None
     device = tensor.device.type
     mode = _mode.get()
     if mode == "reference":
@@ -115,6 +121,8 @@ def use_native(op: str, tensor: torch.Tensor, unsupported: str | None = None) ->
         return False
     if unsupported is None and not has_kernel(op, device):
         unsupported = f"no native kernel for {device}"
+    if unsupported is None and _is_transformed():
+        unsupported = "it has no rule for torch.func transforms and forward-mode gradients"
     if unsupported is None:
         _record(op, "native", device, "available")
         return True
@@ -124,6 +132,12 @@ def use_native(op: str, tensor: torch.Tensor, unsupported: str | None = None) ->
     return False
 
 
+def _is_transformed() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is under way."""
+    dual = torch.autograd.forward_ad._current_level >= 0
+    return dual or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 @torch.compiler.assume_constant_result
 def _mode_while_tracing() -> str:
     # torch.compile cannot trace a ContextVar; a graph keeps the mode that it was compiled under.
@@ -131,7 +145,7 @@ def _mode_while_tracing() -> str:
 
 
 def call(op: Any, args: tuple[Any, ...]) -> Any:
-    """Call a registered op; without gradients to keep, pass its autograd layer by (4-6 us)."""
+    """Call a registered op; without gradients to keep, pass its autograd layer by."""
     tensors = (x for x in args if isinstance(x, torch.Tensor))
     if torch.compiler.is_compiling() or (
         torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

@@ -71,7 +71,8 @@ class PackedGrid:
         op = "PackedGrid"
         check(segment in ("clip", "frame"), op, 'segment must be "clip" or "frame"', repr(segment))
         check(order in ("raster", "block"), op, 'order must be "raster" or "block"', repr(order))
-        check(spatial_merge_size >= 1, op, "spatial_merge_size must be >= 1", spatial_merge_size)
+        good = isinstance(spatial_merge_size, int) and spatial_merge_size >= 1
+        check(good, op, "spatial_merge_size must be an integer >= 1", spatial_merge_size)
         sizes = _host_grid(grid_thw)
         merge = spatial_merge_size
         if order == "block":
@@ -147,11 +148,14 @@ class PackedGrid:
 
     def to(self, device: torch.device | str) -> PackedGrid:
         """The same grid with its tensors on ``device`` (itself if they are there)."""
-        if self.position_ids.device == torch.device(device):
+        device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if self.position_ids.device == device:
             return self
         tensors = (self.position_ids, self.cu_seqlens, self.grid, self.image_offsets)
         buffer = torch.cat([x.flatten() for x in tensors])
-        if torch.device(device).type == "cuda" and buffer.device.type == "cpu":
+        if device.type == "cuda" and buffer.device.type == "cpu":
             buffer = buffer.pin_memory()  # else the copy would wait
         buffer = buffer.to(device, non_blocking=True)
         views = buffer.split([x.numel() for x in tensors])
@@ -190,7 +194,7 @@ def check_grid(
     check_shape(op, "image_offsets", image_offsets, (grid.shape[0] + 1,))
     for name, tensor in (("grid", grid), ("image_offsets", image_offsets)):
         check(tensor.dtype == torch.int32, op, f"{name} must be int32", tensor.dtype)
-    if torch.compiler.is_compiling() or type(grid) is not torch.Tensor or grid.is_cuda:
+    if torch.compiler.is_compiling() or type(grid) is not torch.Tensor or grid.device.type != "cpu":
         return
     sizes = grid.numpy().astype(np.int64)
     good = (sizes >= 1).all(axis=1) & (sizes[:, 1:] % merge == 0).all(axis=1)

@@ -126,10 +126,13 @@ def _check_rope(
     # A graph cannot branch on values.
     plain = type(q) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
     if plain and q.device.type == "cpu":
-        _check_values(position_ids, axis)
+        _check_values(position_ids, inv_freq, axis)
 
 
-def _check_values(position_ids: torch.Tensor, axis: torch.Tensor) -> None:
+def _check_values(position_ids: torch.Tensor, inv_freq: torch.Tensor, axis: torch.Tensor) -> None:
+    outside = inv_freq[~((inv_freq >= 0) & (inv_freq <= 1))]
+    good = outside.numel() == 0
+    check(good, "rope", "inv_freq must be in [0, 1]", outside[:1].tolist())
     axes = position_ids.shape[0]
     good = axis.numel() == 0 or (axis.min() >= 0 and axis.max() < axes)
     check(bool(good), "rope", f"axis must be in [0, {axes})", axis.unique().tolist())
@@ -140,13 +143,34 @@ def _check_values(position_ids: torch.Tensor, axis: torch.Tensor) -> None:
 
 
 def _check_inplace(q: torch.Tensor, k: torch.Tensor) -> None:
-    for name, x in (("q", q), ("k", k)):
-        overlaps = any(n > 1 and s == 0 for n, s in zip(x.shape, x.stride(), strict=True))
-        check(not overlaps, "rope", f"{name} must not overlap itself to be rotated in place", "")
     if torch.compiler.is_compiling():  # tensors of a graph have no address
         return
-    same = q.data_ptr() == k.data_ptr() and q.numel() > 0 and k.numel() > 0
-    check(not same, "rope", "q and k must not share memory to be rotated in place", "")
+    for name, x in (("q", q), ("k", k)):
+        extent = x.shape[-1]
+        for dim in sorted(range(x.dim() - 1), key=x.stride):
+            if x.shape[dim] > 1:
+                requirement = f"{name} must not overlap itself to be rotated in place"
+                received = f"stride {x.stride(dim)} in dimension {dim}"
+                check(x.stride(dim) >= extent, "rope", requirement, received)
+                extent += (x.shape[dim] - 1) * x.stride(dim)
+    if q.numel() == 0 or k.numel() == 0:
+        return
+    (q_heads, q_all), (k_heads, k_all) = _extents(q), _extents(k)
+    size, distance = q.element_size(), k.data_ptr() - q.data_ptr()
+    apart = distance >= q_all * size or -distance >= k_all * size
+    step = q.stride(0) * size
+    if not apart and step > 0 and q.stride(0) == k.stride(0):
+        # Views of one packed tensor: the heads of k lie between those of q of two tokens.
+        between = distance % step
+        apart = between >= q_heads * size and between + k_heads * size <= step
+    requirement = "q and k must not share memory to be rotated in place"
+    check(apart, "rope", requirement, f"addresses {distance} bytes apart")
+
+
+def _extents(x: torch.Tensor) -> tuple[int, int]:
+    """Elements from the first to behind the last: of one token's heads, and of everything."""
+    heads = (x.shape[1] - 1) * x.stride(1) + x.shape[2]
+    return heads, (x.shape[0] - 1) * x.stride(0) + heads
 
 
 # ---- schemas, fakes, autograd ----
@@ -243,7 +267,7 @@ def rope(
         q: [N, num_heads, head_dim], fp64, fp32, fp16 or bf16; any strides with unit last stride.
         k: [N, num_kv_heads, head_dim], dtype and device of q.
         position_ids: int32 or int64 [axes, N], values in [0, 2**24), up to 4 axes.
-        inv_freq: fp32 [head_dim / 2], radians a position.
+        inv_freq: fp32 [head_dim / 2], radians a position, values in [0, 1].
         axis: int32 [head_dim / 2], the row of position_ids that turns each pair.
         interleaved: pairs are (2j, 2j + 1) instead of (j, j + head_dim / 2).
         inverse: rotate by the negated angle.
@@ -404,10 +428,8 @@ def rope_table_2d(
     if inv_freq is None:
         inv_freq = _inv_freq(head_dim // 2, theta, device)
     check_shape("rope_2d", "inv_freq", inv_freq, (head_dim // 4,))
-    axis = [0] * (head_dim // 4) + [1] * (head_dim // 4)
-    return RopeTable(
-        torch.cat([inv_freq, inv_freq]), torch.tensor(axis, dtype=torch.int32, device=device)
-    )
+    axis = (0,) * (head_dim // 4) + (1,) * (head_dim // 4)
+    return RopeTable(torch.cat([inv_freq, inv_freq]), _axis_tensor(axis, device, inv_freq))
 
 
 def rope_table_3d(
@@ -425,11 +447,15 @@ def rope_table_3d(
     check(good, "rope_3d", requirement, section)
     if inv_freq is None:
         inv_freq = _inv_freq(head_dim, theta, device)
-    axis = [i for i, size in enumerate(section) for _ in range(size)]
+    check_shape("rope_3d", "inv_freq", inv_freq, (head_dim // 2,))
+    axis = tuple(i for i, size in enumerate(section) for _ in range(size))
     if mrope_interleaved:
         # Channel c belongs to axis c % 3 while that axis has channels left, else to the temporal.
-        axis = [c % 3 if c < 3 * section[c % 3] else 0 for c in range(head_dim // 2)]
-    return RopeTable(inv_freq, torch.tensor(axis, dtype=torch.int32, device=device))
+        axis = tuple(c % 3 if c < 3 * section[c % 3] else 0 for c in range(head_dim // 2))
+        counts = tuple(axis.count(i) for i in range(3))
+        requirement = "an interleaved mrope_section must have t >= h and t >= w"
+        check(counts == section, "rope_3d", requirement, section)
+    return RopeTable(inv_freq, _axis_tensor(axis, device, inv_freq))
 
 
 def _inv_freq(dim: int, theta: float, device: torch.device | str) -> torch.Tensor:
@@ -438,16 +464,32 @@ def _inv_freq(dim: int, theta: float, device: torch.device | str) -> torch.Tenso
     return (1.0 / (theta**exponent)).to(device)
 
 
+def _plain(x: torch.Tensor) -> bool:
+    """Not a fake tensor nor in a graph, so that what is made for it may be kept."""
+    return type(x) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+
+
 @functools.lru_cache(maxsize=64)
-def _cached_table(make: Any, device: torch.device, *args: Any) -> RopeTable:
-    with torch.inference_mode(False):  # else a later forward could not save them for its backward
+def _cached(make: Any, device: torch.device, *args: Any) -> Any:
+    with torch.inference_mode(False):  # else a later forward could not save it for its backward
         return make(*args, device=device)
 
 
+def _new_axis(axis: tuple[int, ...], device: torch.device | str) -> torch.Tensor:
+    return torch.tensor(axis, dtype=torch.int32, device=device)
+
+
+def _axis_tensor(
+    axis: tuple[int, ...], device: torch.device | str, like: torch.Tensor
+) -> torch.Tensor:
+    return (
+        _cached(_new_axis, torch.device(device), axis) if _plain(like) else _new_axis(axis, device)
+    )
+
+
 def _table(make: Any, like: torch.Tensor, inv_freq: torch.Tensor | None, *args: Any) -> RopeTable:
-    plain = type(like) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
-    if inv_freq is None and plain:
-        return _cached_table(make, like.device, *args)
+    if inv_freq is None and _plain(like):
+        return _cached(make, like.device, *args)
     return make(*args, device=like.device, inv_freq=inv_freq)
 
 

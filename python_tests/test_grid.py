@@ -152,7 +152,7 @@ def test_a_tensor_on_an_accelerator_is_refused_before_it_is_read():
     [
         ({"segment": "image"}, """segment must be "clip" or "frame", got 'image'"""),
         ({"order": "zigzag"}, """order must be "raster" or "block", got 'zigzag'"""),
-        ({"spatial_merge_size": 0}, "spatial_merge_size must be >= 1, got 0"),
+        ({"spatial_merge_size": 0}, "spatial_merge_size must be an integer >= 1, got 0"),
     ],
 )
 def test_unknown_options(options, message):

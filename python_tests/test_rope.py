@@ -12,7 +12,13 @@ from tolerance import assert_within_twice
 
 import keye_ops
 from keye_ops.dispatch import has_kernel
-from keye_ops.rope import rope_backward_reference, rope_reference, rope_table_2d, rope_table_3d
+from keye_ops.rope import (
+    rope_backward_reference,
+    rope_inplace_reference,
+    rope_reference,
+    rope_table_2d,
+    rope_table_3d,
+)
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -254,14 +260,6 @@ def test_bf16_keeps_every_nan():
     q = torch.cat([q, q[: -len(q) % 64]]).view(-1, 1, 64)
     positions = torch.ones(1, len(q), dtype=torch.int64)
     assert OPS.rope(q, q, positions, *_table_1d(64))[0].isnan().all()
-    # And those of the table: here every fp32 NaN with a single or no zero in its payload.
-    payloads = [0x7FFFFFFF - (1 << bit) for bit in range(22)] + [0x7FFFFFFF]
-    table = torch.tensor((payloads * 2)[:32], dtype=torch.int32).view(torch.float32)
-    ones = torch.ones(len(q), 1, 64, dtype=torch.bfloat16)
-    for sign in (1, -1):
-        out = OPS.rope(ones, -ones, positions, sign * table, _table_1d(64)[1])
-        assert out[0].isnan().all()
-        assert out[1].isnan().all()
 
 
 def _table_1d(head_dim):
@@ -467,7 +465,7 @@ def test_export():
         program = torch.export.export(Module(), arguments, dynamic_shapes=({0: total},) * 3)
     assert any("keye_ops.rope" in str(node.target) for node in program.graph.nodes)
     got = program.module()(*(x[:5] for x in arguments))
-    assert torch.equal(got[0], Module()(*(x[:5] for x in arguments))[0])
+    torch.testing.assert_close(got, Module()(*(x[:5] for x in arguments)))
 
 
 def test_inference_needs_no_gradient_but_training_does():
@@ -638,6 +636,14 @@ BAD_INPUT = {
         dict(inv_freq=torch.ones(4).double()),
         "rope: inv_freq must be fp32 on .*float64",
     ),
+    "inv_freq value": (
+        dict(inv_freq=torch.full((4,), 1.5)),
+        r"rope: inv_freq must be in \[0, 1\], got .*1.5",
+    ),
+    "inv_freq nan": (
+        dict(inv_freq=torch.full((4,), float("nan"))),
+        r"rope: inv_freq must be in \[0, 1\], got .*nan",
+    ),
     "axis shape": (dict(axis=torch.zeros(3).int()), r"rope: axis must be .*\[4\], got \[3\]"),
     "axis dtype": (dict(axis=torch.zeros(4).long()), "rope: axis must be int32 on .*int64"),
     "axis value": (
@@ -701,13 +707,65 @@ def test_bad_sections_and_positions():
         keye_ops.rope_2d(q, q, torch.zeros(3, 2).int(), inv_freq=torch.ones(5))
 
 
-def test_in_place_needs_memory_of_its_own():
+OVERLAPS = {
+    "same": (lambda b: (b[:, :4], b[:, :4]), "q and k must not share memory"),
+    "partly": (lambda b: (b[:, :4], b[:, 3:7]), "q and k must not share memory"),
+    "wrap into the next token": (lambda b: (b[:-1, 8:], b[1:, :4]), None),
+    "packed": (lambda b: (b[:, :4], b[:, 4:8]), None),
+    "packed, k first": (lambda b: (b[:, 8:], b[:, :8]), None),
+    "grouped": (lambda b: (b[:, :10], b[:, 10:12]), None),
+    "other tokens": (lambda b: (b[:3], b[3:6]), None),
+    "shifted tokens": (lambda b: (b[:3], b[2:5]), "q and k must not share memory"),
+    "expanded": (lambda b: (b[:1].expand(7, -1, -1), b[:, :1].clone()), "q must not overlap"),
+    "sliding": (
+        lambda b: (b.flatten().as_strided((7, 4, 72), (144, 72, 1)), b[:, :1].clone()),
+        "q must not overlap itself .* got stride 144 in dimension 0",
+    ),
+    "heads outside tokens": (lambda b: (b.transpose(0, 1), b.transpose(0, 1).clone()), None),
+}
+
+
+@pytest.mark.parametrize("way", ["op", "reference"])
+@pytest.mark.parametrize("name", OVERLAPS)
+def test_in_place_needs_memory_of_its_own(name, way):
+    make, message = OVERLAPS[name]
+    base = torch.randn(7, 12, 72)
+    q, k = make(base)
+    position_ids = torch.randint(0, 99, (2, len(q)))
+    table = rope_table_2d(72, 1e4)
+    want = rope_reference(q, k, position_ids, *table)
+    op = OPS.rope_ if way == "op" else rope_inplace_reference
+    if message is None:
+        op(q, k, position_ids, *table)
+        torch.testing.assert_close(q, want[0])
+        torch.testing.assert_close(k, want[1])
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            op(q, k, position_ids, *table)
+
+
+@pytest.mark.parametrize("transform", ["jvp", "grad", "vmap", "dual"])
+def test_function_transforms(transform):
     case = Case("vision", torch.float32)
-    with pytest.raises(RuntimeError, match="q and k must not share memory"):
-        keye_ops.rope_(case.q, case.q, *case.table)
-    expanded = case.q[:1].expand(37, -1, -1)
-    with pytest.raises(RuntimeError, match="q must not overlap itself"):
-        keye_ops.rope_(expanded, case.k, *case.table)
+    position_ids = case.position_ids.T
+    tangent = torch.randn_like(case.q)
+
+    def rotate(q):
+        return keye_ops.rope_2d(q, case.k, position_ids)[0]
+
+    want = rotate(tangent)  # a rotation is linear
+    if transform == "jvp":
+        _, got = torch.func.jvp(rotate, (case.q,), (tangent,))
+    elif transform == "dual":
+        with torch.autograd.forward_ad.dual_level():
+            out = rotate(torch.autograd.forward_ad.make_dual(case.q, tangent))
+            got = torch.autograd.forward_ad.unpack_dual(out).tangent
+    elif transform == "vmap":
+        got = torch.func.vmap(rotate)(tangent[None].expand(2, -1, -1, -1))[1]
+    else:
+        got = torch.func.grad(lambda q: (rotate(q) * rotate(tangent)).sum())(case.q)
+        want = tangent
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 @needs_native

@@ -1,4 +1,4 @@
-// New tensors, contiguous and uninitialised. The C call costs a fifth of the boxed operator.
+// New tensors, contiguous and uninitialised, by the C call: the boxed operator costs more.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

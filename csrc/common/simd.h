@@ -146,7 +146,7 @@ KEYE_HOST_DEVICE void store_vector(float* p, Floats x) { std::memcpy(p, &x, size
 KEYE_HOST_DEVICE void store_vector(BFloat16* p, Floats x) {
   store_halves(&p->bits, bfloat16_bits_of(bit_cast<Words>(x)));
 }
-// A fifth faster, for values whose NaNs stem from 16-bit inputs and so end in 16 zero bits.
+// Without a test for NaN: for values whose NaNs stem from 16-bit inputs and so end in 16 zero bits.
 KEYE_HOST_DEVICE void store_vector_from_16_bits(BFloat16* p, Floats x) {
   store_halves(&p->bits, rounded_bfloat16_bits_of(bit_cast<Words>(x)));
 }

@@ -23,6 +23,11 @@ bool same_device(const Tensor& a, const Tensor& b) {
   return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
 }
 
+// 0 for a dimension of one, whose stride says nothing.
+int64_t stride_of(const Tensor& tensor, int64_t dim) {
+  return tensor.size(dim) > 1 ? tensor.stride(dim) : 0;
+}
+
 void check_like(const char* name, const Tensor& tensor, const Tensor& q) {
   KEYE_CHECK(tensor.scalar_type() == q.scalar_type() && same_device(tensor, q), "rope: ", name,
              " must have the dtype and device of q (", dtype_name(q.scalar_type()), "), got ",
@@ -32,6 +37,11 @@ void check_like(const char* name, const Tensor& tensor, const Tensor& q) {
 void check_strides(const char* name, const Tensor& tensor) {
   KEYE_CHECK(tensor.numel() == 0 || tensor.stride(2) == 1, "rope: ", name,
              " must have unit last stride, got ", tensor.stride(2));
+}
+
+void check_contiguous(const char* name, const Tensor& vector) {
+  KEYE_CHECK(vector.is_contiguous(), "rope: ", name, " must be contiguous, got stride ",
+             vector.stride(0));
 }
 
 void check_heads(const char* name, const Tensor& tensor, const Tensor& q) {
@@ -53,12 +63,14 @@ void check_table(const Tensor& q, const Tensor& position_ids, const Tensor& inv_
   KEYE_CHECK(position_ids.size(0) >= 1 && position_ids.size(0) <= kRopeMaxAxes,
              "rope: position_ids must have 1 to ", kRopeMaxAxes, " axes, got ",
              position_ids.size(0));
-  KEYE_CHECK(inv_freq.dim() == 1 && inv_freq.size(0) == pairs && inv_freq.is_contiguous(),
-             "rope: inv_freq must be contiguous [", pairs, "], got ", shape_of(inv_freq));
+  KEYE_CHECK(inv_freq.dim() == 1 && inv_freq.size(0) == pairs, "rope: inv_freq must be [", pairs,
+             "], got ", shape_of(inv_freq));
+  check_contiguous("inv_freq", inv_freq);
   KEYE_CHECK(inv_freq.scalar_type() == ScalarType::Float && same_device(inv_freq, q),
              "rope: inv_freq must be fp32 on q's device, got ", dtype_name(inv_freq.scalar_type()));
-  KEYE_CHECK(axis.dim() == 1 && axis.size(0) == pairs && axis.is_contiguous(),
-             "rope: axis must be contiguous [", pairs, "], got ", shape_of(axis));
+  KEYE_CHECK(axis.dim() == 1 && axis.size(0) == pairs, "rope: axis must be [", pairs, "], got ",
+             shape_of(axis));
+  check_contiguous("axis", axis);
   KEYE_CHECK(axis.scalar_type() == ScalarType::Int && same_device(axis, q),
              "rope: axis must be int32 on q's device, got ", dtype_name(axis.scalar_type()));
 }
@@ -72,8 +84,9 @@ void check_weights(const Tensor& q, const std::optional<Tensor>& q_norm_weight,
   for (int i = 0; i < 2; i++) {
     if (!weights[i]->has_value()) continue;
     const Tensor& weight = **weights[i];
-    KEYE_CHECK(weight.dim() == 1 && weight.size(0) == q.size(2) && weight.is_contiguous(),
-               "rope: ", names[i], " must be contiguous [", q.size(2), "], got ", shape_of(weight));
+    KEYE_CHECK(weight.dim() == 1 && weight.size(0) == q.size(2), "rope: ", names[i], " must be [",
+               q.size(2), "], got ", shape_of(weight));
+    check_contiguous(names[i], weight);
     check_like(names[i], weight, q);
   }
 }
@@ -82,6 +95,8 @@ void check_weights(const Tensor& q, const std::optional<Tensor>& q_norm_weight,
 // clamp.
 void check_values(const RopeParams& params) {
   for (int j = 0; j < params.head_dim / 2; j++) {
+    KEYE_CHECK(params.inv_freq[j] >= 0 && params.inv_freq[j] <= 1,
+               "rope: inv_freq must be in [0, 1], got ", params.inv_freq[j]);
     KEYE_CHECK(params.axis[j] >= 0 && params.axis[j] < params.num_axes,
                "rope: axis must be in [0, ", params.num_axes, "), got ", params.axis[j]);
   }
@@ -92,11 +107,6 @@ void check_values(const RopeParams& params) {
                  "rope: position_ids must be in [0, 2**24), got ", position);
     }
   }
-}
-
-// 0 for a dimension of one, whose stride says nothing.
-int64_t stride_of(const Tensor& tensor, int64_t dim) {
-  return tensor.size(dim) > 1 ? tensor.stride(dim) : 0;
 }
 
 RopeTensor rope_tensor(const Tensor& x, const Tensor& out, const std::optional<Tensor>& weight) {
@@ -147,11 +157,40 @@ RopeDevice device_of(const Tensor& tensor) {
   return tensor.is_cpu() ? RopeDevice::kCpu : RopeDevice::kCuda;
 }
 
+// In place every element must be its own: no two indices of a tensor, and none of q and of k, may
+// meet.
 void check_inplace(const char* name, const Tensor& tensor) {
-  for (int i = 0; i < 3; i++) {
-    KEYE_CHECK(tensor.size(i) <= 1 || tensor.stride(i) != 0, "rope: ", name,
-               " must not overlap itself to be rotated in place, got stride 0 in dimension ", i);
+  // Tokens and heads, the finer first: each step must clear everything that the finer one covers.
+  const bool tokens_finer = stride_of(tensor, 0) < stride_of(tensor, 1) && tensor.size(0) > 1;
+  const int64_t dims[] = {tokens_finer ? 0 : 1, tokens_finer ? 1 : 0};
+  int64_t extent = tensor.size(2);
+  for (const int64_t dim : dims) {
+    if (tensor.size(dim) <= 1) continue;
+    KEYE_CHECK(tensor.stride(dim) >= extent, "rope: ", name,
+               " must not overlap itself to be rotated in place, got stride ", tensor.stride(dim),
+               " in dimension ", dim);
+    extent = (tensor.size(dim) - 1) * tensor.stride(dim) + extent;
   }
+}
+
+void check_disjoint(const Tensor& q, const Tensor& k) {
+  if (q.numel() == 0 || k.numel() == 0) return;
+  const int64_t size = static_cast<int64_t>(q.element_size());
+  const auto address = [](const Tensor& x) {
+    return reinterpret_cast<int64_t>(x.const_data_ptr());
+  };
+  const auto heads = [](const Tensor& x) { return (x.size(1) - 1) * stride_of(x, 1) + x.size(2); };
+  const auto all = [&](const Tensor& x) { return (x.size(0) - 1) * stride_of(x, 0) + heads(x); };
+  const int64_t distance = address(k) - address(q);
+  bool apart = distance >= all(q) * size || -distance >= all(k) * size;
+  // Views of one packed tensor: the heads of k lie between those of q of two tokens.
+  const int64_t step = stride_of(q, 0) * size;
+  if (!apart && step > 0 && stride_of(q, 0) == stride_of(k, 0)) {
+    const int64_t between = ((distance % step) + step) % step;
+    apart = between >= heads(q) * size && between + heads(k) * size <= step;
+  }
+  KEYE_CHECK(apart, "rope: q and k must not share memory to be rotated in place, got addresses ",
+             distance, " bytes apart");
 }
 
 }  // namespace
@@ -184,8 +223,7 @@ void rope_inplace(const Tensor& q, const Tensor& k, const Tensor& position_ids,
   check_weights(q, q_norm_weight, k_norm_weight);
   check_inplace("q", q);
   check_inplace("k", k);
-  KEYE_CHECK(q.numel() == 0 || k.numel() == 0 || q.data_ptr() != k.data_ptr(),
-             "rope: q and k must not share memory to be rotated in place, got the same address");
+  check_disjoint(q, k);
   params.q = rope_tensor(q, q, q_norm_weight);
   params.k = rope_tensor(k, k, k_norm_weight);
   rope_backend(device_of(q)).forward(params, q.scalar_type(), q.get_device_index());

@@ -55,9 +55,10 @@ KEYE_DEVICE RopeLane<kVec> make_lane(const RopeParams& params, int lane_idx) {
     const int d = lane.chunk * kVec + (lane.computes_upper ? kVec / 2 : 0) + i;
     const int pair = params.interleaved ? lane.chunk * kVec / 2 + i : d < pairs ? d : d - pairs;
     const bool is_first = params.interleaved || d < pairs;
-    const float inv_freq = params.inv_freq[pair];
+    // NOTE: the table is the caller's; a bad row must not become a bad address, nor a bad frequency
+    // an angle that sincos does not take.
+    const float inv_freq = fminf(fmaxf(params.inv_freq[pair], 0.0f), 1.0f);
     lane.inv_freq[i] = is_first != params.inverse ? -inv_freq : inv_freq;
-    // NOTE: the table is the caller's; a bad row must not become a bad address.
     lane.axis[i] = min(max(params.axis[pair], 0), params.num_axes - 1);
   }
   return lane;

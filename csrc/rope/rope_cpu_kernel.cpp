@@ -30,9 +30,6 @@ KEYE_HOST_DEVICE void sincos_array(Angles<float>& angles, int pairs) {
   for (int j = 0; j < pairs; j += kSimdWidth) {
     Floats sin, cos;
     sincos(load_vector(angles.cos + j), sin, cos);
-    // A NaN of the table gets the bits that store_rotated needs.
-    sin = sin == sin ? sin : Floats{} + __builtin_nanf("");
-    cos = cos == cos ? cos : Floats{} + __builtin_nanf("");
     store_vector(angles.sin + j, sin);
     store_vector(angles.cos + j, cos);
   }
