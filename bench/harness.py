@@ -110,8 +110,13 @@ def report(title: str, timings: Sequence[Timing]) -> None:
 
 def save(path: Path, timings: Sequence[Timing]) -> None:
     """Write the timings with everything needed to repeat them."""
+    # In the folder of this file: the benchmark may be run from anywhere.
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).resolve().parent,
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     facts = {
         "keye_ops": keye_ops.__version__,

@@ -11,7 +11,10 @@ from keye_ops._version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; errors of input are one line on stderr and exit status 1."""
+    """Run one command; errors of input are one line on stderr and exit status 1.
+
+    Only weights that do not fit their config.json take more: a line for every key.
+    """
     parser = argparse.ArgumentParser(
         prog="keye-ops", description="Kernels for native-resolution vision-language models."
     )
@@ -25,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"keye-ops {arguments.command}: {error}", file=sys.stderr)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        # PyTorch adds advice and native stack frames below the line that tells what is wrong.
+        message = str(error).split("\n")[0] if isinstance(error, RuntimeError) else str(error)
+        print(f"keye-ops {arguments.command}: {message}", file=sys.stderr)
         return 1

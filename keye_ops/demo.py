@@ -15,6 +15,7 @@ import torch
 
 import keye_ops
 from keye_ops import dispatch
+from keye_ops.device import resolve_device
 from keye_ops.generate_command import TokenPrinter, conversation
 
 HELP = "Run a real photograph and clip through the full-size vision tower; times, parity, picture."
@@ -83,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     from keye_ops.table import print_table
 
     output, small = arguments.output, arguments.small
+    device = resolve_device(arguments.device)
     output.mkdir(parents=True, exist_ok=True)
     for path in (arguments.image, arguments.video):
         if path is not None and not path.is_file():
@@ -107,18 +109,18 @@ def run(arguments: argparse.Namespace) -> int:
     # Build.
     print(f"{'loading' if arguments.checkpoint else 'drawing'} the weights ...", flush=True)
     if arguments.checkpoint:
-        model = load_checkpoint(arguments.checkpoint, dtype=torch.float32, device=arguments.device)
-        tower, projector = model.visual, model.mlp_AR
+        model = load_checkpoint(arguments.checkpoint, device=device)  # in the dtype of the file
+        tower, projector = (copy.deepcopy(m).float() for m in (model.visual, model.mlp_AR))
     else:
         layers = {"num_hidden_layers": _SMALL_LAYERS} if small else {}
         config = KeyeConfig.from_dict(
             _RELEASED
             | {"model_type": _MODEL_TYPE[version], "vision_config": _RELEASED_VISION | layers}
         )
-        tower = init_random(VisionTower(config.vision), arguments.seed).to(arguments.device)
-        projector = init_random(Projector(config), arguments.seed).to(arguments.device)
+        tower = init_random(VisionTower(config.vision), arguments.seed).to(device)
+        projector = init_random(Projector(config), arguments.seed).to(device)
     parameters = sum(p.numel() for module in (tower, projector) for p in module.parameters())
-    pixels = torch.cat([image.pixel_values, clip.pixel_values]).to(arguments.device)
+    pixels = torch.cat([image.pixel_values, clip.pixel_values]).to(device)
     grid = tower.pack([image.grid_thw, *clip.grid_thw])
     print(
         f"{len(tower.vision_model.encoder.layers)} layers, {parameters / 1e6:.0f} M parameters, "
@@ -312,7 +314,7 @@ def answer(arguments: argparse.Namespace, model: Any, video: Path) -> None:
     inputs = processor(conversation([arguments.image], [video], arguments.prompt))
     print(f"> {arguments.prompt}")
     generate(
-        model.bfloat16(),
+        model,
         inputs,
         max_new_tokens=arguments.max_new_tokens,
         stop_token_ids=processor.stop_token_ids,

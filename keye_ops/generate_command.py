@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from keye_ops.device import resolve_device
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -49,6 +51,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     from keye_ops.model import generate, load_checkpoint
     from keye_ops.processing import KeyeProcessor
 
+    device = resolve_device(arguments.device)
     for path in (*arguments.image, *arguments.video):
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
@@ -57,7 +60,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
         conversation(arguments.image, arguments.video, arguments.prompt), progress=True
     )
     dtype = DTYPES[arguments.dtype] if arguments.dtype else None
-    model = load_checkpoint(arguments.checkpoint, dtype=dtype, device=arguments.device)
+    model = load_checkpoint(arguments.checkpoint, dtype=dtype, device=device)
     print_token = TokenPrinter(processor)
     generate(
         model,

@@ -20,11 +20,15 @@ HELP = "Print every op, backend and architecture with its availability, and how 
 OPS = {
     "patch_embed": "patch_embed",
     "rope_2d": "rope",
+    "rope_2d_": "rope_",
     "rope_3d": "rope",
+    "rope_3d_": "rope_",
     "varlen_attention": "varlen_attention",
     "merge_norm": "merge_norm",
     "linear_gelu": "linear_gelu",
 }
+# Public ops without a kernel of their own.
+COMPOSITES = {"projector": "made of merge_norm and linear_gelu"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +52,10 @@ def collect() -> dict[str, Any]:
             {"op": op, "backend": backend, "architecture": architecture, "status": status}
             for op, name in OPS.items()
             for backend, architecture, status in _backends(name, cpu, cuda)
+        ]
+        + [
+            {"op": op, "backend": "-", "architecture": "-", "status": status}
+            for op, status in COMPOSITES.items()
         ],
     }
 

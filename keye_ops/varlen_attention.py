@@ -66,22 +66,30 @@ def _attend(
     """Attention of one segment: q [nq, H, D], k and v [nk, Hkv, D]."""
     nq, nk = q.shape[0], k.shape[0]
     blind = max(nq - nk, 0) if causal else (nq if nk == 0 else 0)  # rows that see no key
-    mask = None
-    if causal and nq < nk:
-        mask = torch.ones(nq, nk, dtype=torch.bool, device=q.device).tril(nk - nq)
     if blind == nq:
         return _zeros(q, k, v)
-    out = F.scaled_dot_product_attention(
-        q[blind:].transpose(0, 1)[None],
-        k.transpose(0, 1)[None],
-        v.transpose(0, 1)[None],
-        attn_mask=mask,
-        is_causal=causal and mask is None,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    out = out[0].transpose(0, 1)
-    return torch.cat([q.new_zeros(blind, *q.shape[1:]), out]) if blind else out
+    if not causal or nq >= nk:
+        out = _dense_attention(q[blind:], k, v, scale, is_causal=causal)
+        return torch.cat([q.new_zeros(blind, *q.shape[1:]), out]) if blind else out
+    # is_causal aligns at the top left, so these rows need a mask: of a block of them at a time.
+    blocks = []
+    for start in range(0, nq, _BLOCK_ROWS):
+        rows = q[start : start + _BLOCK_ROWS]
+        before = start + nk - nq  # keys that every row of the block sees
+        seen = before + rows.shape[0]
+        mask = torch.ones(rows.shape[0], seen, dtype=torch.bool, device=q.device).tril(before)
+        blocks.append(_dense_attention(rows, k[:seen], v[:seen], scale, attn_mask=mask))
+    return torch.cat(blocks)
+
+
+def _dense_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, **mask: Any
+) -> torch.Tensor:
+    """scaled_dot_product_attention of [rows, heads, head_dim] tensors."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped, **mask)
+    return out[0].transpose(0, 1)
 
 
 def _zeros(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -288,7 +296,7 @@ def varlen_attention(
         k: [Nk, num_kv_heads, head_dim], num_kv_heads a divisor of num_heads (grouped queries).
         v: like k.
         cu_seqlens_q: int32 [num_segments + 1], offsets into q: from 0, never falling, at most Nq.
-        cu_seqlens_k: the same for k and v; None takes cu_seqlens_q.
+        cu_seqlens_k: the same for k and v; None takes cu_seqlens_q, and max_seqlen_q with it.
         max_seqlen_q, max_seqlen_k: host upper bounds of the segment lengths, if known.
         softmax_scale: factor of the scores; None is head_dim ** -0.5.
         causal: query i of a segment sees keys up to i + (nk - nq), aligned at the bottom right.
@@ -302,7 +310,9 @@ def varlen_attention(
     Raises:
         RuntimeError: shapes, dtypes, devices or offsets that do not fit.
     """
-    cu_seqlens_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+    if cu_seqlens_k is None:
+        cu_seqlens_k = cu_seqlens_q
+        max_seqlen_k = max_seqlen_q if max_seqlen_k is None else max_seqlen_k
     args = (q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     options = (softmax_scale, causal, return_lse or torch.is_grad_enabled())
     if dispatch.use_native("varlen_attention", q):

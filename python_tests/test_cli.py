@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 import keye_ops
 from keye_ops.cli import main
@@ -69,6 +70,30 @@ def test_demo_with_a_checkpoint_answers(run, checkpoint, tmp_path):
     assert "> What do the picture and the clip show?" in result.stdout
 
 
+def test_demo_keeps_the_model_in_the_dtype_of_the_file(run, checkpoint, tmp_path, monkeypatch):
+    from keye_ops import demo, model
+
+    folder = shutil.copytree(checkpoint, tmp_path / "half")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "float16"}))
+    answering, passes = [], {}
+
+    def generate(keye, inputs, **options):
+        answering.append({parameter.dtype for parameter in keye.parameters()})
+
+    def timed_pass(label, tower, projector, pixels, grid):
+        passes[label] = {p.dtype for module in (tower, projector) for p in module.parameters()}
+        return original(label, tower, projector, pixels, grid)
+
+    original = demo.timed_pass
+    monkeypatch.setattr(model, "generate", generate)
+    monkeypatch.setattr(demo, "timed_pass", timed_pass)
+    result = run("demo", "--checkpoint", folder, "--output", tmp_path, "--small")
+    assert result.returncode == 0, result.stderr
+    assert answering == [{torch.float16}]
+    assert list(passes.values()) == [{torch.float32}, {torch.bfloat16}, {torch.bfloat16}]
+
+
 def test_generate_on_an_image_and_a_clip(run, checkpoint, tmp_path):
     from keye_ops.demo import DATA, make_clip
 
@@ -86,8 +111,12 @@ def test_info_lists_every_op_and_library(run):
     result = run("info", "--json")
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
-    names = {"patch_embed", "rope_2d", "rope_3d", "varlen_attention", "merge_norm", "linear_gelu"}
-    assert {row["op"] for row in facts["ops"]} == names
+    names = {"patch_embed", "rope_2d", "rope_2d_", "rope_3d", "rope_3d_", "varlen_attention"}
+    names |= {"merge_norm", "linear_gelu"}
+    assert {row["op"] for row in facts["ops"]} == names | {"projector"}
+    assert all(callable(getattr(keye_ops, row["op"])) for row in facts["ops"])
+    projector = [row["status"] for row in facts["ops"] if row["op"] == "projector"]
+    assert projector == ["made of merge_norm and linear_gelu"]
     for name in names:
         backends = {row["backend"] for row in facts["ops"] if row["op"] == name}
         assert backends == {"reference", "cpu", "cuda"}
@@ -104,7 +133,18 @@ def test_info_lists_every_op_and_library(run):
     [
         (["demo", "--image", "no.jpg"], "keye-ops demo: no such file: no.jpg"),
         (["generate", "--checkpoint", "nowhere", "--prompt", "x"], "nowhere"),
-        (["demo", "--checkpoint", "nowhere"], "keye-ops demo: config: no config.json in nowhere"),
+        (["demo", "--checkpoint", "nowhere"], "keye-ops demo: no config.json in nowhere"),
+        (
+            ["demo", "--device", "nonsense"],
+            "keye-ops demo: --device must be a device that works here, such as cpu, cuda or "
+            "cuda:0, got 'nonsense'",
+        ),
+        (["demo", "--device", "meta"], "got 'meta'"),
+        (
+            ["generate", "--checkpoint", "x", "--prompt", "x", "--device", "cuda:99"],
+            "keye-ops generate: --device cuda:99 needs a PyTorch built with CUDA and a visible "
+            f"GPU of that number, got torch {torch.__version__} and ",
+        ),
     ],
 )
 def test_errors_are_one_line(run, arguments, message, tmp_path, monkeypatch):
@@ -112,7 +152,25 @@ def test_errors_are_one_line(run, arguments, message, tmp_path, monkeypatch):
     result = run(*arguments)
     assert result.returncode == 1
     assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(run):
+    result = run("demo", "--device", "cuda")
+    assert result.returncode == 1
+    assert result.stderr.startswith("keye-ops demo: --device cuda needs a PyTorch built with CUDA")
+    assert result.stderr.endswith(" and 0 GPUs\n")
+
+
+def test_errors_of_ops_are_one_line(run, monkeypatch):
+    def fail(arguments):
+        raise RuntimeError("rope: something must be so, got 3\nException raised from f at g.cpp:1")
+
+    monkeypatch.setattr("keye_ops.info.run", fail)
+    result = run("info")
+    assert result.returncode == 1
+    assert result.stderr == "keye-ops info: rope: something must be so, got 3\n"
 
 
 def test_a_truncated_checkpoint_says_which_file(run, checkpoint, tmp_path):

@@ -131,6 +131,18 @@ def test_dtype_of_the_files_where_the_config_is_silent(broken):
     assert load_checkpoint(broken, progress=False).dtype == torch.float16
 
 
+@pytest.mark.parametrize("name", ["auto", "bf16", "int8"])
+def test_an_unknown_dtype_in_the_config(broken, name):
+    edit_config(broken, torch_dtype=name)
+    message = (
+        "load_checkpoint: torch_dtype in config.json must be one of bfloat16, float16, float32, "
+        f"float64, got '{name}'"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(broken, progress=False)
+    assert load_checkpoint(broken, dtype=torch.float32, progress=False).dtype == torch.float32
+
+
 def test_single_file_with_rotary_frequencies(tiny, tmp_path):
     shutil.copy(tiny / "config.json", tmp_path)
     tensors = stored_tensors(tiny)
@@ -271,7 +283,7 @@ def test_optional_packages_are_named(tiny, tmp_path, monkeypatch):
 
 
 def test_tiny_version_is_checked(tmp_path):
-    with pytest.raises(ValueError, match=r'must be "preview" or "1\.5", got \'2\.0\''):
+    with pytest.raises(ValueError, match=r"version must be 'preview' or '1\.5', got '2\.0'"):
         make_tiny_checkpoint(tmp_path, version="2.0")
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from keye_ops.model import KeyeConfig, KeyeModel, VisionConfig
+from keye_ops.processing import detect_version
 
 PREVIEW = {
     "architectures": ["KeyeForConditionalGeneration"],
@@ -110,6 +111,13 @@ def test_1_5_file_with_nested_text_and_rope_parameters():
     assert config.text.rope_theta == 8e6
     assert config.text.tie_word_embeddings
     assert config.dtype == "float16"
+
+
+def test_both_halves_tell_the_same_version(tmp_path):
+    for name in ("Keye", "KeyeVL1_5", "keye_vl_1_5"):
+        fields = changed("architectures", None) | {"model_type": name}
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        assert KeyeConfig.from_pretrained(tmp_path).version == detect_version(tmp_path)
 
 
 def test_generation_config_adds_stop_tokens(tmp_path):

@@ -133,6 +133,7 @@ def test_version_is_told_from_config_json(tmp_path):
         ({"architectures": ["KeyeVL1_5ForConditionalGeneration"]}, "1.5"),
         ({"model_type": "Keye"}, "preview"),
         ({"model_type": "KeyeVL1_5"}, "1.5"),
+        ({"model_type": "keye_vl_1_5"}, "1.5"),
     ):
         write_json(tmp_path / "config.json", raw)
         assert detect_version(tmp_path) == version
@@ -146,18 +147,26 @@ def test_bad_settings_are_refused(tmp_path):
         ProcessingConfig(min_pixels=10, max_pixels=5)
     with pytest.raises(FileNotFoundError, match=r"checkpoint folder not found: .*nowhere"):
         ProcessingConfig.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json in "):
         ProcessingConfig.from_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         detect_version(tmp_path)
     path.write_text("[]")
-    with pytest.raises(ValueError, match=r"config\.json: must hold a JSON object, got list"):
+    with pytest.raises(ValueError, match=r"config\.json must hold a JSON object, got list"):
         detect_version(tmp_path)
-    write_json(path, {"architectures": ["LlamaForCausalLM"]})
-    with pytest.raises(ValueError, match=r"must name one of .* got \['LlamaForCausalLM'\]"):
-        detect_version(tmp_path)
+    for raw, message in (
+        ({"architectures": ["LlamaForCausalLM"]}, "unknown architecture 'LlamaForCausalLM' in "),
+        ({"architectures": None}, "neither architectures nor model_type is given"),
+        (
+            {"architectures": ["KeyeForConditionalGeneration"], "model_type": "KeyeVL1_5"},
+            "architectures and model_type name different models",
+        ),
+    ):
+        write_json(path, raw)
+        with pytest.raises(ValueError, match=rf"{message}.*; or pass version='preview' or '1\.5'"):
+            detect_version(tmp_path)
     for field, value, message in (
         ("temporal_patch_size", 2, "temporal_patch_size must be 1, got 2"),
         ("do_normalize", False, "do_normalize must be True, got False"),

@@ -1,6 +1,7 @@
 """varlen_attention against a dense block-diagonal mask, in every form of segments; gradients."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -209,6 +210,62 @@ def test_cu_seqlens_k_defaults_to_those_of_q():
     q, k, v, cu, _ = make(SEGMENTS["odd"])
     want = keye_ops.varlen_attention(q, k, v, cu, cu)
     assert torch.equal(keye_ops.varlen_attention(q, k, v, cu), want)
+
+
+@pytest.mark.parametrize(
+    ("options", "longest"),
+    [
+        ({"max_seqlen_q": 40}, (40, 40)),
+        ({"max_seqlen_q": 41, "max_seqlen_k": 50}, (41, 50)),
+        ({"max_seqlen_k": 50}, (None, 50)),
+        ({}, (None, None)),
+    ],
+)
+def test_max_seqlen_k_defaults_to_that_of_q_where_the_segments_are_the_same(
+    monkeypatch, options, longest
+):
+    seen = []
+
+    def reference(*args):
+        seen.append(args[5:7])
+        return varlen_attention_reference(*args)
+
+    module = sys.modules[varlen_attention_reference.__module__]
+    monkeypatch.setattr(module, "varlen_attention_reference", reference)
+    q, k, v, cu, _ = make(SEGMENTS["odd"])
+    with keye_ops.backend("reference"):
+        keye_ops.varlen_attention(q, k, v, cu, **options)
+        keye_ops.varlen_attention(q, k, v, cu, cu.clone(), max_seqlen_q=40)
+    assert seen == [longest, (40, None)]
+
+
+@pytest.mark.parametrize(("nq", "nk"), [(1100, 1300), (2048, 2049), (1025, 4000), (1, 50)])
+def test_causal_rows_of_more_than_a_block(nq, nk):
+    q, k, v, *cu = make(([nq], [nk], 0, 0), torch.float64, heads=2, kv_heads=1, head_dim=4)
+    out, _ = varlen_attention_reference(q, k, v, *cu, causal=True)
+    scores = torch.einsum("qhd,kd->hqk", q, k[:, 0]) / 2
+    scores += torch.full_like(scores, -torch.inf).triu(nk - nq + 1)
+    want = torch.einsum("hqk,kd->qhd", scores.softmax(-1), v[:, 0])
+    torch.testing.assert_close(out, want, rtol=1e-11, atol=1e-12)
+
+
+def test_causal_rows_never_hold_a_mask_of_all_rows(monkeypatch):
+    masks = []
+
+    def count(q, k, v, *, attn_mask=None, **options):
+        masks.append(attn_mask.shape)
+        assert k.shape[-2] == attn_mask.shape[1]
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", count)
+    nq, nk = 4096, 65536
+    q, k, v, *cu = make(([nq], [nk], 0, 0), torch.float32, heads=1, kv_heads=1)
+    varlen_attention_reference(q, k, v, *cu, causal=True, return_lse=False)
+    assert sum(rows for rows, _ in masks) == nq
+    assert [keys for _, keys in masks] == [
+        nk - nq + sum(r for r, _ in masks[: i + 1]) for i in range(len(masks))
+    ]
+    assert max(rows * keys for rows, keys in masks) <= nq * nk // 4
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from keye_ops.json_file import read_json
 from keye_ops.model.config import KeyeConfig, VisionConfig
-from keye_ops.model.config_fields import read_json
 from keye_ops.model.keye import KeyeModel
 from keye_ops.model.vision import VisionTower
 
@@ -59,8 +59,9 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: config.json, the weights or a shard are missing.
-        CheckpointError: an unreadable file; a version that the projector's shape contradicts; or
-            keys that are missing, unexpected or misshapen, all of them listed.
+        CheckpointError: an unreadable file; an unknown torch_dtype in config.json, unless `dtype`
+            is given; a version that the projector's shape contradicts; or keys that are missing,
+            unexpected or misshapen, all of them listed.
         ImportError: safetensors (or tqdm, for the bar) is not installed.
     """
     config = KeyeConfig.from_pretrained(folder)
@@ -69,8 +70,7 @@ def load_checkpoint(
     with torch.device("meta"):
         model = KeyeModel(config)
     unused = ["lm_head.weight"] if config.text.tie_word_embeddings else []
-    dtype = dtype or _DTYPES.get(config.dtype or "")
-    _fill(model, index, "", unused, dtype, device, progress)
+    _fill(model, index, "", unused, dtype or _named_dtype(config), device, progress)
     return model.eval()
 
 
@@ -168,6 +168,16 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(
             f"load_checkpoint: {path} is not a whole safetensors file: {error}"
         ) from error
+
+
+def _named_dtype(config: KeyeConfig) -> torch.dtype | None:
+    """The dtype that config.json names, None if it names none."""
+    if config.dtype is not None and config.dtype not in _DTYPES:
+        raise CheckpointError(
+            f"load_checkpoint: torch_dtype in config.json must be one of {', '.join(_DTYPES)}, "
+            f"got {config.dtype!r}"
+        )
+    return _DTYPES.get(config.dtype or "")
 
 
 def _confirm_version(config: KeyeConfig, index: _TensorIndex) -> None:

@@ -11,15 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keye_ops.model.config_fields import FieldReader, read_json
+from keye_ops.json_file import read_json
+from keye_ops.model.config_fields import FieldReader
+from keye_ops.model_version import Version, model_names, version_of
 
-_VERSION_OF_NAME = {
-    "KeyeForConditionalGeneration": "preview",
-    "Keye": "preview",
-    "KeyeVL1_5ForConditionalGeneration": "1.5",
-    "KeyeVL1_5": "1.5",
-    "keye_vl_1_5": "1.5",
-}
 # PaddleOCR-VL shares the vision tower (same names, one attention segment per frame), nothing else.
 _VISION_ONLY_NAMES = ("PaddleOCRVLForConditionalGeneration", "paddleocr_vl")
 _PADDLEOCR_VISION_SIZES = {
@@ -95,7 +90,7 @@ class VisionConfig:
     def from_pretrained(cls, folder: str | Path) -> VisionConfig:
         """Read `folder`/config.json of a Keye-VL or PaddleOCR-VL checkpoint."""
         fields, where = _read_config_file(folder)
-        if any(name in _VISION_ONLY_NAMES for name in _model_names(fields, where)):
+        if any(name in _VISION_ONLY_NAMES for name in model_names(fields, where)):
             vision = _PADDLEOCR_VISION_SIZES | FieldReader(fields, where).table("vision_config")
             return cls.from_dict(vision, segment="frame", where=f"{where}: vision_config")
         return KeyeConfig.from_dict(fields, where=where).vision
@@ -158,7 +153,7 @@ class TextConfig:
 class KeyeConfig:
     """A whole model: vision tower, projector (its form follows `version`) and text model."""
 
-    version: str  # "preview" (Keye-VL-8B-Preview) or "1.5" (Keye-VL-1.5)
+    version: Version
     vision: VisionConfig
     text: TextConfig
     image_token_id: int
@@ -173,7 +168,7 @@ class KeyeConfig:
     def from_dict(cls, fields: dict[str, Any], *, where: str = "config.json") -> KeyeConfig:
         """Read a parsed config.json. Raises ValueError naming the field and `where`."""
         read = FieldReader(fields, where)
-        version = _version(fields, where)
+        version = version_of(fields, where)
         # Newer tools keep the text fields apart, but for tie_word_embeddings.
         text_fields, text_where = fields, where
         if fields.get("text_config") is not None:
@@ -255,33 +250,6 @@ def _token_list(value: object) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _model_names(fields: dict[str, Any], where: str) -> list[str]:
-    names = list(fields.get("architectures") or [])
-    if fields.get("model_type") is not None:
-        names.append(fields["model_type"])
-    if not names:
-        raise ValueError(f"config: neither architectures nor model_type is given in {where}")
-    return [str(name) for name in names]
-
-
-def _version(fields: dict[str, Any], where: str) -> str:
-    names = _model_names(fields, where)
-    for name in names:
-        if name not in _VERSION_OF_NAME:
-            raise ValueError(
-                f"config: unknown architecture {name!r} in {where}; "
-                f"known: {', '.join(_VERSION_OF_NAME)}"
-            )
-    versions = {_VERSION_OF_NAME[name] for name in names}
-    if len(versions) > 1:
-        raise ValueError(
-            f"config: architectures and model_type name different models {names} in {where}"
-        )
-    return versions.pop()
-
-
 def _read_config_file(folder: str | Path) -> tuple[dict[str, Any], str]:
     path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"config: no config.json in {Path(folder)}")
     return read_json(path), str(path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 
@@ -72,14 +70,3 @@ class FieldReader:
             if self.fields.get(name) is not None:
                 return FieldReader(self.table(name), f"{self.where}: {name}")
         return FieldReader({}, f"{self.where}: rope_scaling")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object. Raises ValueError naming the file if it does not."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"config: {path} is not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"config: {path} must hold a JSON object, got {type(fields).__name__}")
-    return fields

@@ -11,6 +11,7 @@ import torch
 from keye_ops.model.config import KeyeConfig
 from keye_ops.model.init import init_random
 from keye_ops.model.keye import KeyeModel
+from keye_ops.model_version import check_version
 
 _SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -76,10 +77,7 @@ def make_tiny_checkpoint(folder: str | Path, *, version: str = "1.5", seed: int 
         ValueError: another version.
         ImportError: safetensors or tokenizers is not installed.
     """
-    if version not in ("preview", "1.5"):
-        raise ValueError(
-            f'make_tiny_checkpoint: version must be "preview" or "1.5", got {version!r}'
-        )
+    check_version("make_tiny_checkpoint", version)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = _SPECIAL_TOKENS + (_FRAME_TOKENS if version == "1.5" else ())

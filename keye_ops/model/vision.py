@@ -149,7 +149,10 @@ class VisionTower(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor, grid: PackedGrid) -> torch.Tensor:
-        """Encode a packed batch of images and clips. Nothing in it waits for the device.
+        """Encode a packed batch of images and clips.
+
+        With native kernels nothing in it waits for the device; the references of the rotation and
+        of the attention read position_ids and cu_seqlens back to the host.
 
         Args:
             pixel_values: [N, num_channels, patch_size, patch_size], patches in raster order per

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keye_ops.processing.config import ProcessingConfig, Version
+from keye_ops.model_version import Version
+from keye_ops.processing.config import ProcessingConfig
 from keye_ops.processing.image import normalize, patchify
 from keye_ops.processing.sampling import sample_indices
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-Version = Literal["preview", "1.5"]
+from keye_ops.json_file import read_json
+from keye_ops.model_version import Version, check_version, version_of
 
 PIXELS_PER_TOKEN = 28 * 28  # one merged token covers 2 x 2 patches of 14 x 14 pixels
-
-_ARCHITECTURES: dict[str, Version] = {
-    "KeyeForConditionalGeneration": "preview",
-    "KeyeVL1_5ForConditionalGeneration": "1.5",
-}
-_MODEL_TYPES: dict[str, Version] = {"Keye": "preview", "KeyeVL1_5": "1.5"}
 
 _BICUBIC, _BILINEAR = 3, 2  # Pillow's codes, which preprocessor_config.json uses
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -136,26 +129,17 @@ class ProcessingConfig:
 
 
 def detect_version(folder: str | Path) -> Version:
-    """Tell the model version from the architecture named in ``config.json``."""
-    folder = existing_folder("detect_version", folder)
-    path = folder / "config.json"
-    raw = read_json(path)
-    for name in raw.get("architectures") or []:
-        if name in _ARCHITECTURES:
-            return _ARCHITECTURES[name]
-    if raw.get("model_type") in _MODEL_TYPES:
-        return _MODEL_TYPES[raw["model_type"]]
-    raise ValueError(
-        f"{path}: architectures must name one of {sorted(_ARCHITECTURES)}, got "
-        f"{raw.get('architectures')} (model_type {raw.get('model_type')!r}); "
-        "pass version='preview' or '1.5'"
-    )
+    """Tell the model version from the names in ``config.json``.
 
-
-def check_version(caller: str, version: str) -> None:
-    """Raise ValueError unless ``version`` is a known one."""
-    if version not in LIMITS:
-        raise ValueError(f"{caller}: version must be 'preview' or '1.5', got {version!r}")
+    Raises:
+        FileNotFoundError: the folder or its ``config.json`` is missing.
+        ValueError: a broken file, or names that are missing, unknown or of different versions.
+    """
+    path = existing_folder("detect_version", folder) / "config.json"
+    try:
+        return version_of(read_json(path), str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}; or pass version='preview' or '1.5'") from error
 
 
 def existing_folder(caller: str, folder: str | Path) -> Path:
@@ -164,19 +148,6 @@ def existing_folder(caller: str, folder: str | Path) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"{caller}: checkpoint folder not found: {path}")
     return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, naming the file in every error."""
-    if not path.is_file():
-        raise FileNotFoundError(f"file not found: {path}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: must hold a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _first(raw: dict, size: dict, name: str, edge: str, default: int) -> int:

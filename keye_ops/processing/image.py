@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keye_ops.processing.config import ProcessingConfig, Version, check_version
+from keye_ops.model_version import Version, check_version
+from keye_ops.processing.config import ProcessingConfig
 from keye_ops.processing.resize import processor_resize, smart_resize
 
 if TYPE_CHECKING:

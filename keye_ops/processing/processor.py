@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from keye_ops.json_file import read_json
+from keye_ops.model_version import Version
 from keye_ops.processing.clip import VideoOptions, VideoPatches
-from keye_ops.processing.config import ProcessingConfig, Version, existing_folder, read_json
+from keye_ops.processing.config import ProcessingConfig, existing_folder
 from keye_ops.processing.decode import Progress
 from keye_ops.processing.image import ImagePatches, process_image
 from keye_ops.processing.messages import Media, Message, split_messages

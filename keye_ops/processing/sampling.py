@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from keye_ops.processing.config import LIMITS, Version, check_version
+from keye_ops.model_version import Version, check_version
+from keye_ops.processing.config import LIMITS
 
 DEFAULT_FPS = 2.0
 _FRAME_FACTOR = 2  # Keye-VL-8B-Preview takes an even number of frames

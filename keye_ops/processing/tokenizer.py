@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keye_ops.processing.config import existing_folder, read_json
+from keye_ops.json_file import read_json
+from keye_ops.processing.config import existing_folder
 
 _END_OF_TEXT = "<|endoftext|>"
 
