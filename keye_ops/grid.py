@@ -131,10 +131,13 @@ class PackedGrid:
         Raises:
             RuntimeError: a grid whose height or width the merge size does not divide.
         """
-        merge = self.spatial_merge_size
+        self.require_mergeable("PackedGrid")
+        return tuple(length // self.spatial_merge_size**2 for length in self.image_lengths)
+
+    def require_mergeable(self, op: str) -> None:
+        """Raise RuntimeError, naming ``op``, for a height or width that is not whole squares."""
         for t, h, w in self.grid_thw:
-            _check_mergeable("PackedGrid", t, h, w, merge)
-        return tuple(length // merge**2 for length in self.image_lengths)
+            _check_mergeable(op, t, h, w, self.spatial_merge_size)
 
     @property
     def total_merged(self) -> int:

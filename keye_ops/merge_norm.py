@@ -144,7 +144,7 @@ def merge_norm(
     """
     packed = as_packed_grid(grid, x.device)
     if not torch.compiler.is_compiling():  # a graph serves every grid, so it must not see sizes
-        packed.merged_lengths  # noqa: B018  (raises for grids that the merge does not divide)
+        packed.require_mergeable("merge_norm")
         requirement = f"x must have the grid's {packed.total} rows"
         check(x.shape[:1] == (packed.total,), "merge_norm", requirement, list(x.shape))
     options = (packed.spatial_merge_size, packed.order == "block", eps)

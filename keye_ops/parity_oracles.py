@@ -298,7 +298,7 @@ def text_model_error(mrope: bool) -> float:
 # ---- processing and positions ----
 
 
-def image_processor_error(version: processing.Version) -> float:
+def image_processor_error(version: str) -> float:
     """Patches of images against PaddleOCR-VL's processor; 1092 x 1932 is beyond its limit."""
     name = "paddleocr_vl.image_processing_pil_paddleocr_vl"
     config = processing.ProcessingConfig(version=version)
