@@ -189,9 +189,12 @@ KEYE_HOST_DEVICE Floats fused_multiply_add(Floats a, Floats b, Floats c) {
 #endif
 
 KEYE_HOST_DEVICE float sum_of(Floats x) {
-  float sum = 0;
-  for (int lane = 0; lane < kSimdWidth; lane++) sum += x[lane];
-  return sum;
+  float lanes[kSimdWidth];
+  store_vector(lanes, x);
+  for (int half = kSimdWidth / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
 }
 
 }  // namespace keye_ops

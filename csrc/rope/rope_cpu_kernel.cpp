@@ -70,20 +70,20 @@ KEYE_HOST_DEVICE void store_row(T* out, const C* row, int head_dim) {
 }
 
 // 1 / sqrt(mean(x ** 2) + eps)
-template <class C>
-KEYE_HOST_DEVICE C row_rstd(const C* row, int head_dim, C eps) {
-  C sum = 0;
+template <class T>
+KEYE_HOST_DEVICE Compute<T> row_rstd(const T* x, int head_dim, double eps) {
+  Compute<T> sum = 0;
   int d = 0;
-  if constexpr (std::is_same_v<C, float>) {
+  if constexpr (!std::is_same_v<T, double>) {
     Floats sums = {};
     for (; d + kSimdWidth <= head_dim; d += kSimdWidth) {
-      const Floats x = load_vector(row + d);
-      sums += x * x;
+      const Floats values = load_vector(x + d);
+      sums += values * values;
     }
     sum = sum_of(sums);
   }
-  for (; d < head_dim; d++) sum += row[d] * row[d];
-  return C{1} / std::sqrt(sum / static_cast<C>(head_dim) + eps);
+  for (; d < head_dim; d++) sum += load(x + d) * load(x + d);
+  return 1 / std::sqrt(sum / static_cast<Compute<T>>(head_dim) + static_cast<Compute<T>>(eps));
 }
 
 template <class C>
@@ -112,14 +112,24 @@ KEYE_HOST_DEVICE void store_rotated(T* out, Floats x) {
   }
 }
 
-// The Keye path: pairs (j, j + pairs), no norm, at least one vector of pairs. The last vector may
-// overlap the one before, so it is loaded before anything is stored: out may be x.
-template <class T>
-KEYE_HOST_DEVICE void rotate_half_row(const T* x, T* out, const Angles<float>& angles, int pairs) {
+// A vector of a row, times rstd and weight where there is a norm.
+template <bool kNorm, class T>
+KEYE_HOST_DEVICE Floats load_normed(const T* x, int d, const float* weight, float rstd) {
+  if constexpr (!kNorm) return load_vector(x + d);
+  return load_vector(x + d) * rstd * load_vector(weight + d);
+}
+
+// The Keye path: pairs (j, j + pairs), at least one vector of them. The last vector may overlap the
+// one before, so it is loaded before anything is stored: out may be x.
+template <bool kNorm, class T>
+KEYE_HOST_DEVICE void rotate_half_row(const T* x, T* out, const Angles<float>& angles, int pairs,
+                                      const float* weight, float rstd) {
   const int last = pairs - kSimdWidth;
-  Floats last_a = load_vector(x + last), last_b = load_vector(x + last + pairs);
+  Floats last_a = load_normed<kNorm>(x, last, weight, rstd);
+  Floats last_b = load_normed<kNorm>(x, last + pairs, weight, rstd);
   for (int j = 0; j < last; j += kSimdWidth) {
-    Floats a = load_vector(x + j), b = load_vector(x + j + pairs);
+    Floats a = load_normed<kNorm>(x, j, weight, rstd);
+    Floats b = load_normed<kNorm>(x, j + pairs, weight, rstd);
     rotate_pair(a, b, load_vector(angles.cos + j), load_vector(angles.sin + j));
     store_rotated(out + j, a);
     store_rotated(out + j + pairs, b);
@@ -129,24 +139,37 @@ KEYE_HOST_DEVICE void rotate_half_row(const T* x, T* out, const Angles<float>& a
   store_rotated(out + last + pairs, last_b);
 }
 
-template <class T, class C>
+template <bool kNorm, class T, class C>
 KEYE_HOST_DEVICE void forward_row(const RopeParams& params, const T* x, T* out, const C* weight,
                                   const Angles<C>& angles) {
   const int head_dim = params.head_dim, pairs = head_dim / 2;
+  C rstd = 1;
+  if constexpr (kNorm) rstd = row_rstd(x, head_dim, params.norm_eps);
   if constexpr (std::is_same_v<C, float>) {
-    if (weight == nullptr && !params.interleaved && pairs >= kSimdWidth) {
-      rotate_half_row(x, out, angles, pairs);
+    if (!params.interleaved && pairs >= kSimdWidth) {
+      rotate_half_row<kNorm>(x, out, angles, pairs, weight, rstd);
       return;
     }
   }
   alignas(64) C row[kRopeMaxHeadDim];
   load_row(x, row, head_dim);
-  if (weight != nullptr) {
-    const C rstd = row_rstd(row, head_dim, static_cast<C>(params.norm_eps));
+  if constexpr (kNorm) {
     for (int d = 0; d < head_dim; d++) row[d] = row[d] * rstd * weight[d];
   }
   rotate_row(row, angles, pairs, params.interleaved);
   store_row(out, row, head_dim);
+}
+
+// All heads of one token of q or of k.
+template <bool kNorm, class T, class C>
+KEYE_HOST_DEVICE void forward_heads(const RopeParams& params, const RopeTensor& tensor,
+                                    int64_t token, const C* weight, const Angles<C>& angles) {
+  const T* x = static_cast<const T*>(tensor.x) + token * tensor.x_stride_token;
+  T* out = static_cast<T*>(tensor.out) + token * tensor.out_stride_token;
+  for (int head = 0; head < tensor.num_heads; head++) {
+    forward_row<kNorm>(params, x + head * tensor.x_stride_head, out + head * tensor.out_stride_head,
+                       weight, angles);
+  }
 }
 
 // The norm's weight in the compute type, or null.
@@ -168,12 +191,10 @@ void forward_tokens(const RopeParams& params, int64_t begin, int64_t end) {
   for (int64_t token = begin; token < end; token++) {
     compute_angles(params, token, angles);
     for (int i = 0; i < 2; i++) {
-      const RopeTensor& tensor = *tensors[i];
-      const T* x = static_cast<const T*>(tensor.x) + token * tensor.x_stride_token;
-      T* out = static_cast<T*>(tensor.out) + token * tensor.out_stride_token;
-      for (int head = 0; head < tensor.num_heads; head++) {
-        forward_row(params, x + head * tensor.x_stride_head, out + head * tensor.out_stride_head,
-                    weights[i], angles);
+      if (weights[i] == nullptr) {
+        forward_heads<false, T>(params, *tensors[i], token, weights[i], angles);
+      } else {
+        forward_heads<true, T>(params, *tensors[i], token, weights[i], angles);
       }
     }
   }
