@@ -56,10 +56,10 @@ class Case:
         self.axis = torch.randint(0, axes, (pairs,), generator=generator, dtype=torch.int32)
         self.weights = (1 + randn(head_dim) / 4, 1 + randn(head_dim) / 4) if norm else (None, None)
         self.options = (interleaved, inverse)
-        for name in ("q", "k", "position_ids", "inv_freq", "axis"):
+        self.dq, self.dk = randn(*self.q.shape), randn(*self.k.shape)
+        for name in ("q", "k", "dq", "dk", "position_ids", "inv_freq", "axis"):
             setattr(self, name, getattr(self, name).to(device))
         self.weights = tuple(w if w is None else w.to(device) for w in self.weights)
-        self.dq, self.dk = (torch.randn_like(x.double()).to(dtype) for x in (self.q, self.k))
 
     @property
     def table(self):

@@ -188,13 +188,24 @@ KEYE_HOST_DEVICE Floats fused_multiply_add(Floats a, Floats b, Floats c) {
 }
 #endif
 
-KEYE_HOST_DEVICE float sum_of(Floats x) {
-  float lanes[kSimdWidth];
-  store_vector(lanes, x);
-  for (int half = kSimdWidth / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
+// Sums of the lanes, halves first.
+typedef float Floats4 __attribute__((vector_size(16)));
+typedef float Floats8 __attribute__((vector_size(32)));
+typedef float Floats16 __attribute__((vector_size(64)));
+
+template <class Half>
+struct TwoHalves {
+  Half low, high;
+};
+
+KEYE_HOST_DEVICE float sum_of(Floats4 x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+KEYE_HOST_DEVICE float sum_of(Floats8 x) {
+  const auto halves = bit_cast<TwoHalves<Floats4>>(x);
+  return sum_of(halves.low + halves.high);
+}
+KEYE_HOST_DEVICE float sum_of(Floats16 x) {
+  const auto halves = bit_cast<TwoHalves<Floats8>>(x);
+  return sum_of(halves.low + halves.high);
 }
 
 }  // namespace keye_ops

@@ -69,9 +69,8 @@ KEYE_HOST_DEVICE void store_row(T* out, const C* row, int head_dim) {
   for (; d < head_dim; d++) store(out + d, row[d]);
 }
 
-// 1 / sqrt(mean(x ** 2) + eps)
 template <class T>
-KEYE_HOST_DEVICE Compute<T> row_rstd(const T* x, int head_dim, double eps) {
+KEYE_HOST_DEVICE Compute<T> sum_of_squares(const T* x, int head_dim) {
   Compute<T> sum = 0;
   int d = 0;
   if constexpr (!std::is_same_v<T, double>) {
@@ -83,7 +82,7 @@ KEYE_HOST_DEVICE Compute<T> row_rstd(const T* x, int head_dim, double eps) {
     sum = sum_of(sums);
   }
   for (; d < head_dim; d++) sum += load(x + d) * load(x + d);
-  return 1 / std::sqrt(sum / static_cast<Compute<T>>(head_dim) + static_cast<Compute<T>>(eps));
+  return sum;
 }
 
 template <class C>
@@ -141,10 +140,8 @@ KEYE_HOST_DEVICE void rotate_half_row(const T* x, T* out, const Angles<float>& a
 
 template <bool kNorm, class T, class C>
 KEYE_HOST_DEVICE void forward_row(const RopeParams& params, const T* x, T* out, const C* weight,
-                                  const Angles<C>& angles) {
+                                  C rstd, const Angles<C>& angles) {
   const int head_dim = params.head_dim, pairs = head_dim / 2;
-  C rstd = 1;
-  if constexpr (kNorm) rstd = row_rstd(x, head_dim, params.norm_eps);
   if constexpr (std::is_same_v<C, float>) {
     if (!params.interleaved && pairs >= kSimdWidth) {
       rotate_half_row<kNorm>(x, out, angles, pairs, weight, rstd);
@@ -160,15 +157,30 @@ KEYE_HOST_DEVICE void forward_row(const RopeParams& params, const T* x, T* out, 
   store_row(out, row, head_dim);
 }
 
-// All heads of one token of q or of k.
+constexpr int kHeadsAtOnce = 16;
+
+// All heads of one token of q or of k. Their roots and divisions are taken together: alone, each
+// would wait for the one before.
 template <bool kNorm, class T, class C>
 KEYE_HOST_DEVICE void forward_heads(const RopeParams& params, const RopeTensor& tensor,
                                     int64_t token, const C* weight, const Angles<C>& angles) {
   const T* x = static_cast<const T*>(tensor.x) + token * tensor.x_stride_token;
   T* out = static_cast<T*>(tensor.out) + token * tensor.out_stride_token;
-  for (int head = 0; head < tensor.num_heads; head++) {
-    forward_row<kNorm>(params, x + head * tensor.x_stride_head, out + head * tensor.out_stride_head,
-                       weight, angles);
+  const C eps = static_cast<C>(params.norm_eps), size = static_cast<C>(params.head_dim);
+  C rstd[kHeadsAtOnce] = {};
+  for (int first = 0; first < tensor.num_heads; first += kHeadsAtOnce) {
+    const int rest = tensor.num_heads - first;
+    const int count = rest < kHeadsAtOnce ? rest : kHeadsAtOnce;
+    if constexpr (kNorm) {
+      for (int i = 0; i < count; i++) {
+        rstd[i] = sum_of_squares(x + (first + i) * tensor.x_stride_head, params.head_dim);
+      }
+      for (int i = 0; i < kHeadsAtOnce; i++) rstd[i] = 1 / std::sqrt(rstd[i] / size + eps);
+    }
+    for (int i = 0; i < count; i++) {
+      forward_row<kNorm>(params, x + (first + i) * tensor.x_stride_head,
+                         out + (first + i) * tensor.out_stride_head, weight, rstd[i], angles);
+    }
   }
 }
 
