@@ -178,6 +178,11 @@ KEYE_HOST_DEVICE void forward_heads(const RopeParams& params, const RopeTensor& 
       for (int i = 0; i < kHeadsAtOnce; i++) rstd[i] = 1 / std::sqrt(rstd[i] / size + eps);
     }
     for (int i = 0; i < count; i++) {
+      // The hardware loses its stream at the gaps of a packed qkv.
+      const T* next = x + tensor.x_stride_token + (first + i) * tensor.x_stride_head;
+      for (int d = 0; d < params.head_dim; d += 64 / static_cast<int>(sizeof(T))) {
+        __builtin_prefetch(next + d, 1);
+      }
       forward_row<kNorm>(params, x + (first + i) * tensor.x_stride_head,
                          out + (first + i) * tensor.out_stride_head, weight, rstd[i], angles);
     }
