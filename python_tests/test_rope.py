@@ -352,7 +352,7 @@ def test_an_unknown_instruction_set_raises():
         check=False,
     )
     assert result.returncode != 0
-    assert "KEYE_OPS_CPU_CAPABILITY must be default, avx2 or avx512" in result.stderr
+    assert "KEYE_OPS_CPU_CAPABILITY must be default, avx2, avx512 or avx512_bf16" in result.stderr
     assert "got avx9" in result.stderr
 
 

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/dtype.h"
+
 namespace keye_ops {
 
 template <class... Parts>
@@ -54,6 +56,63 @@ inline const char* dtype_name(torch::headeronly::ScalarType dtype) {
     default:
       return "another dtype";
   }
+}
+
+inline bool is_floating(torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  return dtype == ScalarType::Double || dtype == ScalarType::Float || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
+inline bool is_integer(torch::headeronly::ScalarType dtype) {
+  return dtype == torch::headeronly::ScalarType::Int ||
+         dtype == torch::headeronly::ScalarType::Long;
+}
+
+// Of a dtype that is_floating lets through.
+inline Dtype float_dtype_of(torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  switch (dtype) {
+    case ScalarType::Double:
+      return Dtype::kDouble;
+    case ScalarType::Float:
+      return Dtype::kFloat;
+    case ScalarType::Half:
+      return Dtype::kHalf;
+    default:
+      return Dtype::kBFloat16;
+  }
+}
+
+inline bool same_device(const torch::stable::Tensor& a, const torch::stable::Tensor& b) {
+  return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
+}
+
+// 0 for a dimension of one, whose stride says nothing.
+inline int64_t stride_of(const torch::stable::Tensor& tensor, int64_t dim) {
+  return tensor.size(dim) > 1 ? tensor.stride(dim) : 0;
+}
+
+inline void check_floating(const char* op, const char* name, const torch::stable::Tensor& tensor) {
+  KEYE_CHECK(is_floating(tensor.scalar_type()), op, ": ", name,
+             " must be fp64, fp32, fp16 or bf16, got ", dtype_name(tensor.scalar_type()));
+}
+
+// The dtype and device of another tensor.
+inline void check_same(const char* op, const char* name, const torch::stable::Tensor& tensor,
+                       const char* other_name, const torch::stable::Tensor& other) {
+  const bool device = same_device(tensor, other);
+  KEYE_CHECK(tensor.scalar_type() == other.scalar_type() && device, op, ": ", name,
+             " must have the dtype and device of ", other_name, " (",
+             dtype_name(other.scalar_type()), "), got ", dtype_name(tensor.scalar_type()),
+             device ? "" : " on another device");
+}
+
+inline void check_integer(const char* op, const char* name, const torch::stable::Tensor& tensor,
+                          const torch::stable::Tensor& other) {
+  KEYE_CHECK(is_integer(tensor.scalar_type()) && same_device(tensor, other), op, ": ", name,
+             " must be int32 or int64 on the device of the other arguments, got ",
+             dtype_name(tensor.scalar_type()));
 }
 
 }  // namespace keye_ops

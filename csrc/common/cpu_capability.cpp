@@ -8,7 +8,7 @@
 namespace keye_ops {
 namespace {
 
-constexpr const char* kNames[] = {"default", "avx2", "avx512"};
+constexpr const char* kNames[] = {"default", "avx2", "avx512", "avx512_bf16"};
 
 CpuCapability best_capability() {
 #if defined(KEYE_HAVE_X86_ISAS)
@@ -16,6 +16,7 @@ CpuCapability best_capability() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx2 && avx512 && __builtin_cpu_supports("avx512bf16")) return CpuCapability::kAvx512Bf16;
   if (avx2 && avx512) return CpuCapability::kAvx512;
   if (avx2) return CpuCapability::kAvx2;
 #endif
@@ -29,7 +30,8 @@ CpuCapability choose() {
   for (int i = 0; i <= static_cast<int>(best); i++) {
     if (std::string(forced) == kNames[i]) return static_cast<CpuCapability>(i);
   }
-  KEYE_CHECK(false, "KEYE_OPS_CPU_CAPABILITY must be default, avx2 or avx512 and at most ",
+  KEYE_CHECK(false,
+             "KEYE_OPS_CPU_CAPABILITY must be default, avx2, avx512 or avx512_bf16 and at most ",
              kNames[static_cast<int>(best)], " on this CPU and build, got ", forced);
 }
 

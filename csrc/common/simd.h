@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "common/host_device.h"
+#include "common/dtype.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -26,14 +26,6 @@ typedef int32_t Ints __attribute__((vector_size(kSimdWidth * 4)));
 typedef uint32_t Words __attribute__((vector_size(kSimdWidth * 4)));
 typedef uint16_t Halves __attribute__((vector_size(kSimdWidth * 2)));
 typedef double Doubles __attribute__((vector_size(kSimdWidth * 8)));
-
-// 16-bit floats as they lie in memory.
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
 
 // ---- bits of fp32 <-> bits of the 16-bit formats, for a word or for a vector of words ----
 

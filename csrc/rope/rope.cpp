@@ -12,28 +12,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-bool is_floating(ScalarType dtype) {
-  return dtype == ScalarType::Double || dtype == ScalarType::Float || dtype == ScalarType::Half ||
-         dtype == ScalarType::BFloat16;
-}
-
-bool is_integer(ScalarType dtype) { return dtype == ScalarType::Int || dtype == ScalarType::Long; }
-
-bool same_device(const Tensor& a, const Tensor& b) {
-  return a.device().type() == b.device().type() && a.get_device_index() == b.get_device_index();
-}
-
-// 0 for a dimension of one, whose stride says nothing.
-int64_t stride_of(const Tensor& tensor, int64_t dim) {
-  return tensor.size(dim) > 1 ? tensor.stride(dim) : 0;
-}
-
-void check_like(const char* name, const Tensor& tensor, const Tensor& q) {
-  KEYE_CHECK(tensor.scalar_type() == q.scalar_type() && same_device(tensor, q), "rope: ", name,
-             " must have the dtype and device of q (", dtype_name(q.scalar_type()), "), got ",
-             dtype_name(tensor.scalar_type()), same_device(tensor, q) ? "" : " on another device");
-}
-
 void check_strides(const char* name, const Tensor& tensor) {
   KEYE_CHECK(tensor.numel() == 0 || tensor.stride(2) == 1, "rope: ", name,
              " must have unit last stride, got ", tensor.stride(2));
@@ -48,7 +26,7 @@ void check_heads(const char* name, const Tensor& tensor, const Tensor& q) {
   KEYE_CHECK(tensor.dim() == 3 && tensor.size(0) == q.size(0) && tensor.size(2) == q.size(2),
              "rope: ", name, " must be [", q.size(0), ", heads, ", q.size(2), "], got ",
              shape_of(tensor));
-  check_like(name, tensor, q);
+  check_same("rope", name, tensor, "q", q);
   check_strides(name, tensor);
 }
 
@@ -87,7 +65,7 @@ void check_weights(const Tensor& q, const std::optional<Tensor>& q_norm_weight,
     KEYE_CHECK(weight.dim() == 1 && weight.size(0) == q.size(2), "rope: ", names[i], " must be [",
                q.size(2), "], got ", shape_of(weight));
     check_contiguous(names[i], weight);
-    check_like(names[i], weight, q);
+    check_same("rope", names[i], weight, "q", q);
   }
 }
 
@@ -126,8 +104,7 @@ RopeTensor rope_tensor(const Tensor& x, const Tensor& out, const std::optional<T
 RopeParams rope_params(const Tensor& q, const Tensor& k, const Tensor& position_ids,
                        const Tensor& inv_freq, const Tensor& axis, bool interleaved, bool inverse,
                        double norm_eps) {
-  KEYE_CHECK(is_floating(q.scalar_type()), "rope: q must be fp64, fp32, fp16 or bf16, got ",
-             dtype_name(q.scalar_type()));
+  check_floating("rope", "q", q);
   KEYE_CHECK(q.dim() == 3, "rope: q must be [N, H, D], got ", shape_of(q));
   const int64_t head_dim = q.size(2);
   KEYE_CHECK(head_dim % 2 == 0 && head_dim >= 2 && head_dim <= kRopeMaxHeadDim,

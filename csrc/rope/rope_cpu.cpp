@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "common/check.h"
 #include "rope/rope_op.h"
 
 namespace keye_ops {
@@ -14,19 +15,6 @@ namespace {
 using torch::headeronly::ScalarType;
 
 constexpr int64_t kGrainElements = 65536;  // less is not worth a thread
-
-RopeDtype rope_dtype(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return RopeDtype::kDouble;
-    case ScalarType::Float:
-      return RopeDtype::kFloat;
-    case ScalarType::Half:
-      return RopeDtype::kHalf;
-    default:
-      return RopeDtype::kBFloat16;
-  }
-}
 
 int64_t grain_tokens(const RopeParams& params) {
   const int64_t elements = int64_t{params.q.num_heads + params.k.num_heads} * params.head_dim;
@@ -37,7 +25,7 @@ void forward(const RopeParams& params, ScalarType dtype, int /*device_index*/) {
   const auto tokens = KEYE_SELECT_ISA(rope_forward_tokens);
   torch::stable::parallel_for(
       0, params.total, grain_tokens(params),
-      [&](int64_t begin, int64_t end) { tokens(params, rope_dtype(dtype), begin, end); });
+      [&](int64_t begin, int64_t end) { tokens(params, float_dtype_of(dtype), begin, end); });
 }
 
 int num_partials(int64_t total) {
@@ -47,7 +35,7 @@ int num_partials(int64_t total) {
 void backward(const RopeParams& params, ScalarType dtype, int /*device_index*/) {
   const auto partials = KEYE_SELECT_ISA(rope_backward_partials);
   torch::stable::parallel_for(0, params.num_partials, 1, [&](int64_t begin, int64_t end) {
-    partials(params, rope_dtype(dtype), begin, end);
+    partials(params, float_dtype_of(dtype), begin, end);
   });
 }
 

@@ -283,30 +283,12 @@ void backward_partials(const RopeParams& params, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void rope_forward_tokens(const RopeParams& params, RopeDtype dtype, int64_t begin, int64_t end) {
-  switch (dtype) {
-    case RopeDtype::kDouble:
-      return forward_tokens<double>(params, begin, end);
-    case RopeDtype::kFloat:
-      return forward_tokens<float>(params, begin, end);
-    case RopeDtype::kHalf:
-      return forward_tokens<Half>(params, begin, end);
-    case RopeDtype::kBFloat16:
-      return forward_tokens<BFloat16>(params, begin, end);
-  }
+void rope_forward_tokens(const RopeParams& params, Dtype dtype, int64_t begin, int64_t end) {
+  with_type_of(dtype, [&](auto type) { forward_tokens<decltype(type)>(params, begin, end); });
 }
 
-void rope_backward_partials(const RopeParams& params, RopeDtype dtype, int64_t begin, int64_t end) {
-  switch (dtype) {
-    case RopeDtype::kDouble:
-      return backward_partials<double>(params, begin, end);
-    case RopeDtype::kFloat:
-      return backward_partials<float>(params, begin, end);
-    case RopeDtype::kHalf:
-      return backward_partials<Half>(params, begin, end);
-    case RopeDtype::kBFloat16:
-      return backward_partials<BFloat16>(params, begin, end);
-  }
+void rope_backward_partials(const RopeParams& params, Dtype dtype, int64_t begin, int64_t end) {
+  with_type_of(dtype, [&](auto type) { backward_partials<decltype(type)>(params, begin, end); });
 }
 
 }  // namespace keye_ops::KEYE_ISA
