@@ -265,6 +265,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 def _backward(ctx: Any, dout: torch.Tensor, dlse: Any) -> tuple[Any, ...]:
     op = torch.ops.keye_ops.varlen_attention_backward
+    dout = dout if dout.stride(-1) == 1 else dout.contiguous()  # a sum's gradient has stride 0
     return *op(dout, *ctx.saved_tensors, *ctx.options), *[None] * 7
 
 
@@ -274,6 +275,14 @@ torch.library.register_autograd(
 
 
 # ---- public ----
+
+
+def _unsupported(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str | None:
+    """Why the native kernel does not take these arguments, or None if it does."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() == 3 and x.stride(2) != 1 and x.shape[2] > 1 and x.numel():
+            return f"{name} must have unit last stride, got {x.stride(2)}"
+    return None
 
 
 def varlen_attention(
@@ -315,7 +324,7 @@ def varlen_attention(
         max_seqlen_k = max_seqlen_q if max_seqlen_k is None else max_seqlen_k
     args = (q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     options = (softmax_scale, causal, return_lse or torch.is_grad_enabled())
-    if dispatch.use_native("varlen_attention", q):
+    if dispatch.use_native("varlen_attention", q, _unsupported(q, k, v)):
         out, lse = dispatch.call(torch.ops.keye_ops.varlen_attention.default, args + options)
     else:
         out, lse = varlen_attention_reference(*args, *options[:2], return_lse)

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "common/dtype.h"
 #if defined(__AVX2__)
@@ -26,6 +27,10 @@ typedef int32_t Ints __attribute__((vector_size(kSimdWidth * 4)));
 typedef uint32_t Words __attribute__((vector_size(kSimdWidth * 4)));
 typedef uint16_t Halves __attribute__((vector_size(kSimdWidth * 2)));
 typedef double Doubles __attribute__((vector_size(kSimdWidth * 8)));
+
+// What arithmetic on T is done in.
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // ---- bits of fp32 <-> bits of the 16-bit formats, for a word or for a vector of words ----
 
@@ -146,6 +151,17 @@ KEYE_HOST_DEVICE void store_vector(Half* p, Floats x) {
   store_halves(&p->bits, half_bits_of<Floats>(bit_cast<Words>(x)));
 }
 
+// a > b ? a : b, lane by lane; b where either is NaN. Compilers do not find the one instruction.
+KEYE_HOST_DEVICE Floats larger_of(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return bit_cast<Floats>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return bit_cast<Floats>(_mm256_max_ps(bit_cast<__m256>(a), bit_cast<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+
 // For |x| < 2**31.
 KEYE_HOST_DEVICE Floats floor_of(Floats x) {
   const Ints truncated = __builtin_convertvector(x, Ints);
@@ -198,6 +214,20 @@ KEYE_HOST_DEVICE float sum_of(Floats8 x) {
 KEYE_HOST_DEVICE float sum_of(Floats16 x) {
   const auto halves = bit_cast<TwoHalves<Floats8>>(x);
   return sum_of(halves.low + halves.high);
+}
+
+// The largest lane.
+KEYE_HOST_DEVICE float largest_of(Floats4 x) {
+  const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
+  return a > b ? a : b;
+}
+KEYE_HOST_DEVICE float largest_of(Floats8 x) {
+  const auto halves = bit_cast<TwoHalves<Floats4>>(x);
+  return largest_of(halves.low > halves.high ? halves.low : halves.high);
+}
+KEYE_HOST_DEVICE float largest_of(Floats16 x) {
+  const auto halves = bit_cast<TwoHalves<Floats8>>(x);
+  return largest_of(halves.low > halves.high ? halves.low : halves.high);
 }
 
 }  // namespace keye_ops
