@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "common/dtype.h"
 #if defined(__AVX2__)
@@ -198,6 +199,61 @@ KEYE_HOST_DEVICE float sum_of(Floats8 x) {
 KEYE_HOST_DEVICE float sum_of(Floats16 x) {
   const auto halves = bit_cast<TwoHalves<Floats8>>(x);
   return sum_of(halves.low + halves.high);
+}
+
+// ---- fp64, and what a file needs that is written once for both widths of arithmetic ----
+
+KEYE_HOST_DEVICE Doubles load_vector(const double* p) {
+  Doubles x;
+  std::memcpy(&x, p, sizeof(x));
+  return x;
+}
+KEYE_HOST_DEVICE void store_vector(double* p, Doubles x) { std::memcpy(p, &x, sizeof(x)); }
+
+KEYE_HOST_DEVICE double sum_of(Doubles x) {
+  double sum = 0;
+  for (int i = 0; i < kSimdWidth; i++) sum += x[i];
+  return sum;
+}
+
+// The type to compute in, and a vector of it.
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+template <class C>
+using Lanes = std::conditional_t<std::is_same_v<C, double>, Doubles, Floats>;
+
+// Loads as the type of the first argument: a vector or one value.
+template <class T>
+KEYE_HOST_DEVICE Lanes<Compute<T>> load_as(Lanes<Compute<T>>, const T* p) {
+  return load_vector(p);
+}
+template <class T>
+KEYE_HOST_DEVICE Compute<T> load_as(Compute<T>, const T* p) {
+  return load(p);
+}
+template <class T>
+KEYE_HOST_DEVICE void store_as(T* p, Lanes<Compute<T>> x) {
+  store_vector(p, x);
+}
+template <class T>
+KEYE_HOST_DEVICE void store_as(T* p, Compute<T> x) {
+  store(p, x);
+}
+
+// Adds the lanes of x to as many sums in fp64.
+KEYE_HOST_DEVICE void add_to(double* sums, double x) { *sums += x; }
+KEYE_HOST_DEVICE void add_to(double* sums, Doubles x) { store_vector(sums, load_vector(sums) + x); }
+KEYE_HOST_DEVICE void add_to(double* sums, Floats x) {
+  typedef float HalfFloats __attribute__((vector_size(kSimdWidth * 2)));
+  typedef double HalfDoubles __attribute__((vector_size(kSimdWidth * 4)));
+  HalfFloats halves[2];
+  std::memcpy(halves, &x, sizeof(x));
+  for (int i = 0; i < 2; i++) {
+    HalfDoubles sum;
+    std::memcpy(&sum, sums + i * (kSimdWidth / 2), sizeof(sum));
+    sum += __builtin_convertvector(halves[i], HalfDoubles);
+    std::memcpy(sums + i * (kSimdWidth / 2), &sum, sizeof(sum));
+  }
 }
 
 }  // namespace keye_ops

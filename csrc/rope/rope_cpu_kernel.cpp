@@ -11,9 +11,6 @@ namespace {
 
 constexpr int kMaxPairs = kRopeMaxHeadDim / 2;
 
-template <class T>
-using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // cos and sin of the pairs of one token.
 template <class C>
 struct Angles {

@@ -1,0 +1,187 @@
+// LayerNorm of a row: the formulas, once for host and device, and the passes over a row on the CPU.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/host_device.h"
+#if !defined(__CUDACC__)
+#include "common/simd.h"
+#endif
+
+namespace keye_ops {
+
+// A first guess at the mean comes from the sum of the row; what it misses by, from the sum of what
+// is left. So neither a large offset nor the rounding of the guess gets into the result.
+template <class S>
+struct RowStatistics {
+  S guess;   // of the mean
+  S rstd;    // 1 / sqrt(variance + eps)
+  S offset;  // (guess - mean) * rstd
+};
+
+// From the sums over the row of x - guess and of its square.
+template <class S>
+KEYE_HOST_DEVICE RowStatistics<S> statistics_from_sums(S guess, S sum, S squares, S size, S eps) {
+  const S missed = sum / size;
+  const S variance = squares / size - missed * missed;
+  const S rstd = 1 / std::sqrt((variance < 0 ? 0 : variance) + eps);  // keeps NaN
+  return {guess, rstd, -missed * rstd};
+}
+
+// (x - mean) * rstd.
+template <class V, class S>
+KEYE_HOST_DEVICE V normalised(V x, const RowStatistics<S>& statistics) {
+  return (x - statistics.guess) * statistics.rstd + statistics.offset;
+}
+
+// Gradient of y = normed * weight + bias with respect to x: weighted is dy * weight, mean_weighted
+// its mean over the row, and correlation is mean(weighted * normed).
+template <class V, class S>
+KEYE_HOST_DEVICE V layer_norm_dx(V weighted, V normed, S rstd, S mean_weighted, S correlation) {
+  return rstd * (weighted - mean_weighted - normed * correlation);
+}
+
+#if !defined(__CUDACC__)
+
+// The values of a row: side * side pieces of equal length, in the order (row, column) of a square.
+// A piece is contiguous.
+template <class T>
+struct RowPieces {
+  T* corner;
+  int64_t stride_row, stride_column;  // between pieces, in elements
+  int64_t side;
+
+  KEYE_HOST_DEVICE T* piece(int64_t k) const {
+    return side == 1 ? corner : corner + k / side * stride_row + k % side * stride_column;
+  }
+};
+
+template <class T>
+KEYE_HOST_DEVICE RowPieces<T> one_piece(T* row) {
+  return {row, 0, 0, 1};
+}
+
+// Calls step(kind, d, lane) for vectors of lanes from d on, then for single values; kind is a value
+// of the type to load. Neighbouring steps have other lanes, so that sums need not wait.
+constexpr int kSumLanes = 4;
+
+template <class C, class F>
+KEYE_HOST_DEVICE void for_each_lanes(int64_t length, const F& step) {
+  int64_t d = 0;
+  for (; d + kSumLanes * kSimdWidth <= length; d += kSumLanes * kSimdWidth) {
+    step(Lanes<C>{}, d, 0);
+    step(Lanes<C>{}, d + kSimdWidth, 1);
+    step(Lanes<C>{}, d + 2 * kSimdWidth, 2);
+    step(Lanes<C>{}, d + 3 * kSimdWidth, 3);
+  }
+  for (; d + kSimdWidth <= length; d += kSimdWidth) step(Lanes<C>{}, d, 0);
+  for (; d < length; d++) step(C{}, d, 0);
+}
+
+// NOTE: steps are inlined by force, as all host code that several instruction sets share.
+#define KEYE_STEP(kind, d, lane) \
+  [&](auto kind, int64_t d, [[maybe_unused]] int lane) __attribute__((always_inline))
+
+template <class C>
+struct RowSum {
+  Lanes<C> lanes[kSumLanes] = {};
+  C rest = 0;
+
+  KEYE_HOST_DEVICE void add(Lanes<C> x, int lane) { lanes[lane] += x; }
+  KEYE_HOST_DEVICE void add(C x, int) { rest += x; }
+  KEYE_HOST_DEVICE C total() const {
+    return sum_of((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + rest;
+  }
+};
+
+template <class T, class C = Compute<T>>
+KEYE_HOST_DEVICE C sum_of_row(const RowPieces<const T>& row, int64_t length) {
+  RowSum<C> sum;
+  for (int64_t k = 0; k < row.side * row.side; k++) {
+    const T* x = row.piece(k);
+    for_each_lanes<C>(length, KEYE_STEP(kind, d, lane) { sum.add(load_as(kind, x + d), lane); });
+  }
+  return sum.total();
+}
+
+template <class T, class C = Compute<T>>
+KEYE_HOST_DEVICE RowStatistics<C> statistics_of_row(const RowPieces<const T>& row, int64_t length,
+                                                    C row_sum, double eps) {
+  const C size = static_cast<C>(row.side * row.side * length), guess = row_sum / size;
+  RowSum<C> sum, squares;
+  for (int64_t k = 0; k < row.side * row.side; k++) {
+    const T* x = row.piece(k);
+    for_each_lanes<C>(
+        length, KEYE_STEP(kind, d, lane) {
+          const auto centred = load_as(kind, x + d) - guess;
+          sum.add(centred, lane);
+          squares.add(centred * centred, lane);
+        });
+  }
+  return statistics_from_sums(guess, sum.total(), squares.total(), size, static_cast<C>(eps));
+}
+
+// out is contiguous.
+template <class T, class C = Compute<T>>
+KEYE_HOST_DEVICE void normalise_row(const RowPieces<const T>& row, int64_t length,
+                                    const RowStatistics<C>& statistics, const T* weight,
+                                    const T* bias, T* out) {
+  for (int64_t k = 0; k < row.side * row.side; k++) {
+    const T* x = row.piece(k);
+    const int64_t first = k * length;
+    for_each_lanes<C>(
+        length, KEYE_STEP(kind, d, lane) {
+          const auto normed = normalised(load_as(kind, x + d), statistics);
+          const int64_t i = first + d;
+          store_as(out + i, normed * load_as(kind, weight + i) + load_as(kind, bias + i));
+        });
+  }
+}
+
+// Gradients of one row. dy and dsum, which is added to dx unless it is null, are contiguous; the
+// row's shares of the parameters' gradients are added to dweight and dbias.
+template <class T, class C = Compute<T>>
+KEYE_HOST_DEVICE void layer_norm_backward_row(const RowPieces<const T>& row, int64_t length,
+                                              const T* weight, const T* dy, const T* dsum,
+                                              double eps, const RowPieces<T>& dx, double* dweight,
+                                              double* dbias) {
+  const int64_t pieces = row.side * row.side;
+  const C size = static_cast<C>(pieces * length);
+  const RowStatistics<C> statistics = statistics_of_row(row, length, sum_of_row(row, length), eps);
+  RowSum<C> weighted_sum, product_sum;
+  for (int64_t k = 0; k < pieces; k++) {
+    const T* x = row.piece(k);
+    const int64_t first = k * length;
+    for_each_lanes<C>(
+        length, KEYE_STEP(kind, d, lane) {
+          const int64_t i = first + d;
+          const auto normed = normalised(load_as(kind, x + d), statistics);
+          const auto grad = load_as(kind, dy + i);
+          const auto weighted = grad * load_as(kind, weight + i);
+          add_to(dweight + i, grad * normed);
+          add_to(dbias + i, grad);
+          weighted_sum.add(weighted, lane);
+          product_sum.add(weighted * normed, lane);
+        });
+  }
+  const C mean_weighted = weighted_sum.total() / size, correlation = product_sum.total() / size;
+  for (int64_t k = 0; k < pieces; k++) {
+    const T* x = row.piece(k);
+    T* out = dx.piece(k);
+    const int64_t first = k * length;
+    for_each_lanes<C>(
+        length, KEYE_STEP(kind, d, lane) {
+          const int64_t i = first + d;
+          const auto normed = normalised(load_as(kind, x + d), statistics);
+          const auto weighted = load_as(kind, dy + i) * load_as(kind, weight + i);
+          auto grad = layer_norm_dx(weighted, normed, statistics.rstd, mean_weighted, correlation);
+          if (dsum != nullptr) grad += load_as(kind, dsum + i);
+          store_as(out + d, grad);
+        });
+  }
+}
+
+#endif
+
+}  // namespace keye_ops
