@@ -1,4 +1,4 @@
-"""add_layer_norm: the residual add of a transformer block and the LayerNorm after it, in one pass."""
+"""add_layer_norm: a residual add and the LayerNorm after it, in one pass over memory."""
 
 from __future__ import annotations
 

@@ -79,7 +79,8 @@ def last_dispatch(op: str | None = None) -> Dispatch | None:
 
     Args:
         op: a public name. The forms of rope report as ``rope`` and, in place, as ``rope_``;
-            ``layer_norm`` as ``add_layer_norm``; a projector as its parts. Compiled graphs are not tracked.
+            ``layer_norm`` as ``add_layer_norm``; a projector as its parts. Compiled graphs are not
+            tracked.
     """
     return _last.get(_OP_OF_FORM.get(op, op) if op else _last_op)
 

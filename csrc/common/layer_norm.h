@@ -26,20 +26,34 @@ KEYE_HOST_DEVICE RowStatistics<S> statistics_from_sums(S guess, S sum, S squares
   const S missed = sum / size;
   const S variance = squares / size - missed * missed;
   const S rstd = 1 / std::sqrt((variance < 0 ? 0 : variance) + eps);  // keeps NaN
+  // A small mean goes into the offset alone: x is exact, x - guess is rounded.
+  const S mean = guess + missed, offset = -mean * rstd;
+  if (offset > -1 && offset < 1) return {0, rstd, offset};
   return {guess, rstd, -missed * rstd};
+}
+
+// With one rounding, which is what makes an fp32 result as good as torch's.
+template <class V>
+KEYE_HOST_DEVICE V multiply_add(V a, V b, V c) {
+#if defined(__CUDACC__)
+  return a * b + c;  // nvcc makes it one instruction
+#else
+  return fused_multiply_add(a, b, c);
+#endif
 }
 
 // (x - mean) * rstd.
 template <class V, class S>
 KEYE_HOST_DEVICE V normalised(V x, const RowStatistics<S>& statistics) {
-  return (x - statistics.guess) * statistics.rstd + statistics.offset;
+  return multiply_add(x - statistics.guess, V{} + statistics.rstd, V{} + statistics.offset);
 }
 
-// Gradient of y = normed * weight + bias with respect to x: weighted is dy * weight, mean_weighted
-// its mean over the row, and correlation is mean(weighted * normed).
+// Gradient of y = normed * weight + bias with respect to x. The means are those over the row of
+// dy * weight and of dy * weight * normed.
 template <class V, class S>
-KEYE_HOST_DEVICE V layer_norm_dx(V weighted, V normed, S rstd, S mean_weighted, S correlation) {
-  return rstd * (weighted - mean_weighted - normed * correlation);
+KEYE_HOST_DEVICE V layer_norm_dx(V dy, V weight, V normed, S rstd, S mean, S mean_of_products) {
+  const V centred = multiply_add(dy, weight, V{} - mean);
+  return rstd * multiply_add(normed, V{} - mean_of_products, centred);
 }
 
 #if !defined(__CUDACC__)
@@ -134,7 +148,8 @@ KEYE_HOST_DEVICE void normalise_row(const RowPieces<const T>& row, int64_t lengt
         length, KEYE_STEP(kind, d, lane) {
           const auto normed = normalised(load_as(kind, x + d), statistics);
           const int64_t i = first + d;
-          store_as(out + i, normed * load_as(kind, weight + i) + load_as(kind, bias + i));
+          store_as(out + i,
+                   multiply_add(normed, load_as(kind, weight + i), load_as(kind, bias + i)));
         });
   }
 }
@@ -165,7 +180,7 @@ KEYE_HOST_DEVICE void layer_norm_backward_row(const RowPieces<const T>& row, int
           product_sum.add(weighted * normed, lane);
         });
   }
-  const C mean_weighted = weighted_sum.total() / size, correlation = product_sum.total() / size;
+  const C mean = weighted_sum.total() / size, mean_of_products = product_sum.total() / size;
   for (int64_t k = 0; k < pieces; k++) {
     const T* x = row.piece(k);
     T* out = dx.piece(k);
@@ -174,8 +189,8 @@ KEYE_HOST_DEVICE void layer_norm_backward_row(const RowPieces<const T>& row, int
         length, KEYE_STEP(kind, d, lane) {
           const int64_t i = first + d;
           const auto normed = normalised(load_as(kind, x + d), statistics);
-          const auto weighted = load_as(kind, dy + i) * load_as(kind, weight + i);
-          auto grad = layer_norm_dx(weighted, normed, statistics.rstd, mean_weighted, correlation);
+          auto grad = layer_norm_dx(load_as(kind, dy + i), load_as(kind, weight + i), normed,
+                                    statistics.rstd, mean, mean_of_products);
           if (dsum != nullptr) grad += load_as(kind, dsum + i);
           store_as(out + d, grad);
         });

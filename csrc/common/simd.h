@@ -240,6 +240,10 @@ KEYE_HOST_DEVICE void store_as(T* p, Compute<T> x) {
   store(p, x);
 }
 
+// Rounded twice where there is no instruction; fp64 is for gradient checks.
+KEYE_HOST_DEVICE double fused_multiply_add(double a, double b, double c) { return a * b + c; }
+KEYE_HOST_DEVICE Doubles fused_multiply_add(Doubles a, Doubles b, Doubles c) { return a * b + c; }
+
 // Adds the lanes of x to as many sums in fp64.
 KEYE_HOST_DEVICE void add_to(double* sums, double x) { *sums += x; }
 KEYE_HOST_DEVICE void add_to(double* sums, Doubles x) { store_vector(sums, load_vector(sums) + x); }
