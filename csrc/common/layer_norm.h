@@ -174,7 +174,7 @@ KEYE_HOST_DEVICE void layer_norm_backward_row(const RowPieces<const T>& row, int
           const auto normed = normalised(load_as(kind, x + d), statistics);
           const auto grad = load_as(kind, dy + i);
           const auto weighted = grad * load_as(kind, weight + i);
-          add_to(dweight + i, grad * normed);
+          add_to(dweight + i, grad, normed);
           add_to(dbias + i, grad);
           weighted_sum.add(weighted, lane);
           product_sum.add(weighted * normed, lane);

@@ -244,20 +244,33 @@ KEYE_HOST_DEVICE void store_as(T* p, Compute<T> x) {
 KEYE_HOST_DEVICE double fused_multiply_add(double a, double b, double c) { return a * b + c; }
 KEYE_HOST_DEVICE Doubles fused_multiply_add(Doubles a, Doubles b, Doubles c) { return a * b + c; }
 
-// Adds the lanes of x to as many sums in fp64.
+// Adds the lanes of x, or of x * y, to as many sums in fp64.
 KEYE_HOST_DEVICE void add_to(double* sums, double x) { *sums += x; }
 KEYE_HOST_DEVICE void add_to(double* sums, Doubles x) { store_vector(sums, load_vector(sums) + x); }
+KEYE_HOST_DEVICE void add_to(double* sums, double x, double y) { *sums += x * y; }
+KEYE_HOST_DEVICE void add_to(double* sums, Doubles x, Doubles y) { add_to(sums, x * y); }
+
+typedef float HalfFloats __attribute__((vector_size(kSimdWidth * 2)));
+typedef double HalfDoubles __attribute__((vector_size(kSimdWidth * 4)));
+
+KEYE_HOST_DEVICE void add_to_half(double* sums, HalfDoubles x) {
+  HalfDoubles sum;
+  std::memcpy(&sum, sums, sizeof(sum));
+  sum += x;
+  std::memcpy(sums, &sum, sizeof(sum));
+}
+KEYE_HOST_DEVICE HalfDoubles doubles_of(HalfFloats x) {
+  return __builtin_convertvector(x, HalfDoubles);
+}
 KEYE_HOST_DEVICE void add_to(double* sums, Floats x) {
-  typedef float HalfFloats __attribute__((vector_size(kSimdWidth * 2)));
-  typedef double HalfDoubles __attribute__((vector_size(kSimdWidth * 4)));
-  HalfFloats halves[2];
-  std::memcpy(halves, &x, sizeof(x));
-  for (int i = 0; i < 2; i++) {
-    HalfDoubles sum;
-    std::memcpy(&sum, sums + i * (kSimdWidth / 2), sizeof(sum));
-    sum += __builtin_convertvector(halves[i], HalfDoubles);
-    std::memcpy(sums + i * (kSimdWidth / 2), &sum, sizeof(sum));
-  }
+  const auto halves = bit_cast<TwoHalves<HalfFloats>>(x);
+  add_to_half(sums, doubles_of(halves.low));
+  add_to_half(sums + kSimdWidth / 2, doubles_of(halves.high));
+}
+KEYE_HOST_DEVICE void add_to(double* sums, Floats x, Floats y) {
+  const auto a = bit_cast<TwoHalves<HalfFloats>>(x), b = bit_cast<TwoHalves<HalfFloats>>(y);
+  add_to_half(sums, doubles_of(a.low) * doubles_of(b.low));
+  add_to_half(sums + kSimdWidth / 2, doubles_of(a.high) * doubles_of(b.high));
 }
 
 }  // namespace keye_ops
