@@ -19,16 +19,17 @@ from keye_ops.dispatch import has_kernel
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 FORMS = ["add", "norm"]
 OPS = torch.ops.keye_ops
+# Long rows come in numbers: the errors of one share its rstd's, so that few judge luck.
 SHAPES = {
     "vision": (37, 1152),
     "many rows": (150, 72),
-    "one row": (1, 1152),
+    "one row": (1, 40),
     "no row": (0, 1152),
     "no column": (3, 0),
     "one column": (5, 1),
     "odd width": (70, 131),
     "under a vector": (9, 3),
-    "wide": (2, 4608),
+    "wide": (24, 4608),
 }
 
 

@@ -8,14 +8,14 @@ namespace {
 
 // Writes x + residual, rounded, and returns the sum over the row of what it wrote.
 template <class T, class C = Compute<T>>
-C add_row(const T* x, const T* residual, T* sum, int64_t hidden) {
+double add_row(const T* x, const T* residual, T* sum, int64_t hidden) {
   RowSum<C> row_sum;
-  for_each_lanes<C>(
-      hidden, KEYE_STEP(kind, d, lane) {
-        store_as(sum + d, load_as(kind, x + d) + load_as(kind, residual + d));
-        row_sum.add(load_as(kind, sum + d), lane);
-      });
-  return row_sum.total();
+  const auto step = KEYE_STEP(kind, d, lane) {
+    store_as(sum + d, load_as(kind, x + d) + load_as(kind, residual + d));
+    row_sum.add(load_as(kind, sum + d), lane);
+  };
+  sum_lanes<C>(hidden, step, row_sum);
+  return row_sum.total;
 }
 
 template <class T>
@@ -24,8 +24,10 @@ void forward_rows(const AddLayerNormParams& params, int64_t begin, int64_t end) 
   const T* residual = static_cast<const T*>(params.residual);
   for (int64_t i = begin; i < end; i++) {
     const T* x = static_cast<const T*>(params.x) + i * params.x_stride;
-    Compute<T> row_sum;
+    prefetch_row(x + params.x_stride, hidden);
+    double row_sum;
     if (residual != nullptr) {
+      prefetch_row(residual + (i + 1) * params.residual_stride, hidden);
       T* sum = static_cast<T*>(params.sum) + i * hidden;
       row_sum = add_row(x, residual + i * params.residual_stride, sum, hidden);
       x = sum;

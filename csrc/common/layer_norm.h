@@ -76,64 +76,95 @@ KEYE_HOST_DEVICE RowPieces<T> one_piece(T* row) {
   return {row, 0, 0, 1};
 }
 
-// Calls step(kind, d, lane) for vectors of lanes from d on, then for single values; kind is a value
-// of the type to load. Neighbouring steps have other lanes, so that sums need not wait.
-constexpr int kSumLanes = 4;
-
-template <class C, class F>
-KEYE_HOST_DEVICE void for_each_lanes(int64_t length, const F& step) {
-  int64_t d = 0;
-  for (; d + kSumLanes * kSimdWidth <= length; d += kSumLanes * kSimdWidth) {
-    step(Lanes<C>{}, d, 0);
-    step(Lanes<C>{}, d + kSimdWidth, 1);
-    step(Lanes<C>{}, d + 2 * kSimdWidth, 2);
-    step(Lanes<C>{}, d + 3 * kSimdWidth, 3);
+// Asks for a row that a later call reads: the passes over one row leave the memory idle.
+template <class T>
+KEYE_HOST_DEVICE void prefetch_row(const T* row, int64_t length) {
+  for (int64_t d = 0; d < length; d += 64 / static_cast<int64_t>(sizeof(T))) {
+    __builtin_prefetch(row + d);
   }
-  for (; d + kSimdWidth <= length; d += kSimdWidth) step(Lanes<C>{}, d, 0);
-  for (; d < length; d++) step(C{}, d, 0);
+}
+
+// Calls step(kind, d, lane) for pairs of vectors from d on, for a vector, then for single values;
+// kind is a value of the type to load. Neighbouring steps have other lanes, so that sums need not
+// wait. Pairs lie in an order of their own; kInMemory does without.
+enum class Order { kAny, kInMemory };
+
+template <class C, Order kOrder = Order::kAny, class F>
+KEYE_HOST_DEVICE void for_each_lanes(int64_t begin, int64_t end, const F& step) {
+  int64_t d = begin;
+  if constexpr (kOrder == Order::kAny) {
+    for (; d + 4 * kSimdWidth <= end; d += 4 * kSimdWidth) {
+      step(Pair<Lanes<C>>{}, d, 0);
+      step(Pair<Lanes<C>>{}, d + 2 * kSimdWidth, 1);
+    }
+    for (; d + 2 * kSimdWidth <= end; d += 2 * kSimdWidth) step(Pair<Lanes<C>>{}, d, 0);
+  }
+  for (; d + kSimdWidth <= end; d += kSimdWidth) step(Lanes<C>{}, d, 0);
+  for (; d < end; d++) step(C{}, d, 0);
 }
 
 // NOTE: steps are inlined by force, as all host code that several instruction sets share.
 #define KEYE_STEP(kind, d, lane) \
   [&](auto kind, int64_t d, [[maybe_unused]] int lane) __attribute__((always_inline))
 
+// A sum over a row. Short sums in the type of the values go into one in fp64.
+constexpr int64_t kSumBlock = 1536;
+
 template <class C>
 struct RowSum {
-  Lanes<C> lanes[kSumLanes] = {};
+  Pair<Lanes<C>> lanes[2] = {};
   C rest = 0;
+  double total = 0;
 
-  KEYE_HOST_DEVICE void add(Lanes<C> x, int lane) { lanes[lane] += x; }
+  KEYE_HOST_DEVICE void add(Pair<Lanes<C>> x, int lane) { lanes[lane] = lanes[lane] + x; }
+  KEYE_HOST_DEVICE void add(Lanes<C> x, int lane) { lanes[lane].first += x; }
   KEYE_HOST_DEVICE void add(C x, int) { rest += x; }
-  KEYE_HOST_DEVICE C total() const {
-    return sum_of((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + rest;
+  KEYE_HOST_DEVICE void flush() {
+    const Pair<Lanes<C>> pair = lanes[0] + lanes[1];
+    total += static_cast<double>(sum_of(pair.first + pair.second)) + rest;
+    lanes[0] = lanes[1] = Pair<Lanes<C>>{};
+    rest = 0;
   }
 };
 
+// for_each_lanes whose steps add to sums.
+template <class C, Order kOrder = Order::kAny, class F, class... Sums>
+KEYE_HOST_DEVICE void sum_lanes(int64_t length, const F& step, Sums&... sums) {
+  for (int64_t begin = 0; begin < length; begin += kSumBlock) {
+    const int64_t rest = length - begin;
+    for_each_lanes<C, kOrder>(begin, begin + (rest < kSumBlock ? rest : kSumBlock), step);
+    (sums.flush(), ...);
+  }
+}
+
 template <class T, class C = Compute<T>>
-KEYE_HOST_DEVICE C sum_of_row(const RowPieces<const T>& row, int64_t length) {
+KEYE_HOST_DEVICE double sum_of_row(const RowPieces<const T>& row, int64_t length) {
   RowSum<C> sum;
   for (int64_t k = 0; k < row.side * row.side; k++) {
     const T* x = row.piece(k);
-    for_each_lanes<C>(length, KEYE_STEP(kind, d, lane) { sum.add(load_as(kind, x + d), lane); });
+    sum_lanes<C>(length, KEYE_STEP(kind, d, lane) { sum.add(load_as(kind, x + d), lane); }, sum);
   }
-  return sum.total();
+  return sum.total;
 }
 
 template <class T, class C = Compute<T>>
 KEYE_HOST_DEVICE RowStatistics<C> statistics_of_row(const RowPieces<const T>& row, int64_t length,
-                                                    C row_sum, double eps) {
-  const C size = static_cast<C>(row.side * row.side * length), guess = row_sum / size;
+                                                    double row_sum, double eps) {
+  const double size = static_cast<double>(row.side * row.side * length);
+  const C guess = static_cast<C>(row_sum / size);
   RowSum<C> sum, squares;
   for (int64_t k = 0; k < row.side * row.side; k++) {
     const T* x = row.piece(k);
-    for_each_lanes<C>(
-        length, KEYE_STEP(kind, d, lane) {
-          const auto centred = load_as(kind, x + d) - guess;
-          sum.add(centred, lane);
-          squares.add(centred * centred, lane);
-        });
+    const auto step = KEYE_STEP(kind, d, lane) {
+      const auto centred = load_as(kind, x + d) - guess;
+      sum.add(centred, lane);
+      squares.add(centred * centred, lane);
+    };
+    sum_lanes<C>(length, step, sum, squares);
   }
-  return statistics_from_sums(guess, sum.total(), squares.total(), size, static_cast<C>(eps));
+  const auto statistics = statistics_from_sums<double>(guess, sum.total, squares.total, size, eps);
+  return {static_cast<C>(statistics.guess), static_cast<C>(statistics.rstd),
+          static_cast<C>(statistics.offset)};
 }
 
 // out is contiguous.
@@ -144,13 +175,12 @@ KEYE_HOST_DEVICE void normalise_row(const RowPieces<const T>& row, int64_t lengt
   for (int64_t k = 0; k < row.side * row.side; k++) {
     const T* x = row.piece(k);
     const int64_t first = k * length;
-    for_each_lanes<C>(
-        length, KEYE_STEP(kind, d, lane) {
-          const auto normed = normalised(load_as(kind, x + d), statistics);
-          const int64_t i = first + d;
-          store_as(out + i,
-                   multiply_add(normed, load_as(kind, weight + i), load_as(kind, bias + i)));
-        });
+    const auto step = KEYE_STEP(kind, d, lane) {
+      const int64_t i = first + d;
+      const auto normed = normalised(load_as(kind, x + d), statistics);
+      store_as(out + i, multiply_add(normed, load_as(kind, weight + i), load_as(kind, bias + i)));
+    };
+    for_each_lanes<C>(0, length, step);
   }
 }
 
@@ -162,38 +192,39 @@ KEYE_HOST_DEVICE void layer_norm_backward_row(const RowPieces<const T>& row, int
                                               double eps, const RowPieces<T>& dx, double* dweight,
                                               double* dbias) {
   const int64_t pieces = row.side * row.side;
-  const C size = static_cast<C>(pieces * length);
   const RowStatistics<C> statistics = statistics_of_row(row, length, sum_of_row(row, length), eps);
   RowSum<C> weighted_sum, product_sum;
   for (int64_t k = 0; k < pieces; k++) {
     const T* x = row.piece(k);
     const int64_t first = k * length;
-    for_each_lanes<C>(
-        length, KEYE_STEP(kind, d, lane) {
-          const int64_t i = first + d;
-          const auto normed = normalised(load_as(kind, x + d), statistics);
-          const auto grad = load_as(kind, dy + i);
-          const auto weighted = grad * load_as(kind, weight + i);
-          add_to(dweight + i, grad, normed);
-          add_to(dbias + i, grad);
-          weighted_sum.add(weighted, lane);
-          product_sum.add(weighted * normed, lane);
-        });
+    const auto step = KEYE_STEP(kind, d, lane) {
+      const int64_t i = first + d;
+      const auto normed = normalised(load_as(kind, x + d), statistics);
+      const auto grad = load_as(kind, dy + i);
+      const auto weighted = grad * load_as(kind, weight + i);
+      add_to(dweight + i, grad, normed);
+      add_to(dbias + i, grad);
+      weighted_sum.add(weighted, lane);
+      product_sum.add(weighted * normed, lane);
+    };
+    sum_lanes<C, Order::kInMemory>(length, step, weighted_sum, product_sum);
   }
-  const C mean = weighted_sum.total() / size, mean_of_products = product_sum.total() / size;
+  const double size = static_cast<double>(pieces * length);
+  const C mean = static_cast<C>(weighted_sum.total / size);
+  const C mean_of_products = static_cast<C>(product_sum.total / size);
   for (int64_t k = 0; k < pieces; k++) {
     const T* x = row.piece(k);
     T* out = dx.piece(k);
     const int64_t first = k * length;
-    for_each_lanes<C>(
-        length, KEYE_STEP(kind, d, lane) {
-          const int64_t i = first + d;
-          const auto normed = normalised(load_as(kind, x + d), statistics);
-          auto grad = layer_norm_dx(load_as(kind, dy + i), load_as(kind, weight + i), normed,
-                                    statistics.rstd, mean, mean_of_products);
-          if (dsum != nullptr) grad += load_as(kind, dsum + i);
-          store_as(out + d, grad);
-        });
+    const auto step = KEYE_STEP(kind, d, lane) {
+      const int64_t i = first + d;
+      const auto normed = normalised(load_as(kind, x + d), statistics);
+      auto grad = layer_norm_dx(load_as(kind, dy + i), load_as(kind, weight + i), normed,
+                                statistics.rstd, mean, mean_of_products);
+      if (dsum != nullptr) grad = grad + load_as(kind, dsum + i);
+      store_as(out + d, grad);
+    };
+    for_each_lanes<C>(0, length, step);
   }
 }
 

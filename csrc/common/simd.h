@@ -273,4 +273,64 @@ KEYE_HOST_DEVICE void add_to(double* sums, Floats x, Floats y) {
   add_to_half(sums + kSimdWidth / 2, doubles_of(a.high) * doubles_of(b.high));
 }
 
+// ---- two vectors at a time, for work that does not care in which order the values lie ----
+
+// bf16 comes as the even and the odd values of a register of words, which costs half of what two
+// conversions in order do; all other types come as two vectors in order.
+template <class V>
+struct Pair {
+  V first, second;
+};
+
+template <class V>
+KEYE_HOST_DEVICE Pair<V> operator+(Pair<V> a, Pair<V> b) {
+  return {a.first + b.first, a.second + b.second};
+}
+template <class V>
+KEYE_HOST_DEVICE Pair<V> operator*(Pair<V> a, Pair<V> b) {
+  return {a.first * b.first, a.second * b.second};
+}
+template <class V, class S>
+KEYE_HOST_DEVICE Pair<V> operator+(Pair<V> a, S b) {
+  return {a.first + b, a.second + b};
+}
+template <class V, class S>
+KEYE_HOST_DEVICE Pair<V> operator-(Pair<V> a, S b) {
+  return {a.first - b, a.second - b};
+}
+template <class V, class S>
+KEYE_HOST_DEVICE Pair<V> operator*(S a, Pair<V> b) {
+  return {a * b.first, a * b.second};
+}
+template <class V>
+KEYE_HOST_DEVICE Pair<V> fused_multiply_add(Pair<V> a, Pair<V> b, Pair<V> c) {
+  return {fused_multiply_add(a.first, b.first, c.first),
+          fused_multiply_add(a.second, b.second, c.second)};
+}
+
+template <class T>
+KEYE_HOST_DEVICE Pair<Lanes<Compute<T>>> load_as(Pair<Lanes<Compute<T>>>, const T* p) {
+  return {load_vector(p), load_vector(p + kSimdWidth)};
+}
+KEYE_HOST_DEVICE Pair<Floats> load_as(Pair<Floats>, const BFloat16* p) {
+  Words words;
+  std::memcpy(&words, p, sizeof(words));
+  return {bit_cast<Floats>(words << 16), bit_cast<Floats>(words & 0xffff0000u)};
+}
+
+template <class T>
+KEYE_HOST_DEVICE void store_as(T* p, Pair<Lanes<Compute<T>>> x) {
+  store_vector(p, x.first);
+  store_vector(p + kSimdWidth, x.second);
+}
+// Without a test for NaN, as store_vector_from_16_bits.
+KEYE_HOST_DEVICE void store_as(BFloat16* p, Pair<Floats> x) {
+  const auto rounded = [](Floats y) __attribute__((always_inline)) {
+    const Words word = bit_cast<Words>(y);
+    return word + 0x7fffu + ((word >> 16) & 1u);
+  };
+  const Words words = (rounded(x.first) >> 16) | (rounded(x.second) & 0xffff0000u);
+  std::memcpy(p, &words, sizeof(words));
+}
+
 }  // namespace keye_ops

@@ -24,15 +24,18 @@ void forward_row(const MergeNormParams& params, const RowPieces<const T>& row, T
 template <class T>
 void forward_tokens(const MergeNormParams& params, int64_t begin, int64_t end) {
   const int64_t pieces = params.side * params.side;
+  const int64_t next = (params.block_order ? pieces : params.side) * params.x_stride;
   for (int64_t token = begin; token < end; token++) {
     const auto row = pieces_of(params, merged_square(params, token),
                                static_cast<const T*>(params.x), params.x_stride);
     T* out = static_cast<T*>(params.out) + token * pieces * params.hidden;
     if (params.norm_first) {
       for (int64_t k = 0; k < pieces; k++) {
+        prefetch_row(row.piece(k) + next, params.hidden);
         forward_row(params, one_piece(row.piece(k)), out + k * params.hidden);
       }
     } else {
+      for (int64_t k = 0; k < pieces; k++) prefetch_row(row.piece(k) + next, params.hidden);
       forward_row(params, row, out);
     }
   }
