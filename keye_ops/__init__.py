@@ -1,6 +1,7 @@
 """keye_ops: kernels for native-resolution vision-language models."""
 
 from keye_ops._version import __version__
+from keye_ops.add_layer_norm import add_layer_norm, layer_norm
 from keye_ops.dispatch import Dispatch, backend, last_dispatch
 from keye_ops.grid import PackedGrid
 from keye_ops.linear_gelu import linear_gelu
@@ -14,8 +15,10 @@ __all__ = [
     "Dispatch",
     "PackedGrid",
     "__version__",
+    "add_layer_norm",
     "backend",
     "last_dispatch",
+    "layer_norm",
     "linear_gelu",
     "merge_norm",
     "patch_embed",

@@ -46,7 +46,10 @@ if _LOG and not _logger.handlers:
 _default_mode = _mode_from_environment()
 _mode: ContextVar[str] = ContextVar("keye_ops_backend", default=_default_mode)
 _last: dict[str, Dispatch] = {}
-_OP_OF_FORM = {"rope_2d": "rope", "rope_3d": "rope", "rope_2d_": "rope_", "rope_3d_": "rope_"}
+_OP_OF_FORM = {
+    **{"rope_2d": "rope", "rope_3d": "rope", "rope_2d_": "rope_", "rope_3d_": "rope_"},
+    "layer_norm": "add_layer_norm",
+}
 _last_op = ""
 
 
@@ -75,8 +78,9 @@ def last_dispatch(op: str | None = None) -> Dispatch | None:
     """What ran last, of all ops or of one; None if nothing did.
 
     Args:
-        op: a public name. The forms of rope report as ``rope`` and, in place, as ``rope_``; a
-            projector reports as its parts. Compiled graphs are not tracked.
+        op: a public name. The forms of rope report as ``rope`` and, in place, as ``rope_``;
+            ``layer_norm`` as ``add_layer_norm``; a projector as its parts. Compiled graphs are not
+            tracked.
     """
     return _last.get(_OP_OF_FORM.get(op, op) if op else _last_op)
 
@@ -130,6 +134,21 @@ def use_native(op: str, tensor: torch.Tensor, unsupported: str | None = None) ->
         raise RuntimeError(f"{op}: the native kernel was required, but {unsupported}")
     _record(op, "reference", device, unsupported)
     return False
+
+
+def unsupported_strides(*tensors: torch.Tensor | None) -> str | None:
+    """Why kernels that want contiguous rows do not take all tensors, or None if they do."""
+    good = all(x is None or _has_contiguous_rows(x) for x in tensors)
+    return None if good else "it needs a unit last stride"
+
+
+def fit_for_kernel(x: torch.Tensor) -> torch.Tensor:
+    """The tensor with contiguous rows, where a graph leaves no other choice."""
+    return x if _has_contiguous_rows(x) else x.clone(memory_format=torch.contiguous_format)
+
+
+def _has_contiguous_rows(x: torch.Tensor) -> bool:
+    return x.dim() == 0 or x.shape[-1] <= 1 or x.stride(-1) == 1
 
 
 def _is_transformed() -> bool:

@@ -24,6 +24,8 @@ OPS = {
     "rope_3d": "rope",
     "rope_3d_": "rope_",
     "varlen_attention": "varlen_attention",
+    "add_layer_norm": "add_layer_norm",
+    "layer_norm": "add_layer_norm",
     "merge_norm": "merge_norm",
     "linear_gelu": "linear_gelu",
 }

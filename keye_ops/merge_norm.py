@@ -36,6 +36,39 @@ def merge_norm_reference(
     return F.layer_norm(x[index].flatten(1), weight.shape, weight, bias, eps)
 
 
+def merge_norm_backward_reference(
+    dout: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    grid: torch.Tensor,
+    image_offsets: torch.Tensor,
+    spatial_merge_size: int,
+    block_order: bool,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of :func:`merge_norm_reference` with respect to x, weight and bias."""
+    _check_merge_norm(x, weight, weight, spatial_merge_size)
+    check_grid("merge_norm", grid, image_offsets, x.shape[0], spatial_merge_size)
+    square = spatial_merge_size**2
+    shape = (x.shape[0] // square, square * x.shape[1])
+    check_shape("merge_norm", "dout", dout, shape)
+    check_same("merge_norm", "dout", dout, "x", x)
+    index = _index(x, grid, image_offsets, spatial_merge_size, block_order)
+    before = weight.shape[0] == x.shape[1]
+    # Every patch is in exactly one merged token: scattering back is a plain assignment.
+    patches = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rows = patches.index_put((index,), dout.unflatten(1, (square, x.shape[1]))) if before else dout
+    inputs = x if before else x[index].flatten(1)
+    shape = list(weight.shape)
+    _, mean, rstd = torch.native_layer_norm(inputs, shape, weight, weight, eps)
+    dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+        rows, inputs, shape, mean, rstd, weight, weight, [True, True, True]
+    )
+    if not before:
+        dx = patches.index_put((index,), dx.unflatten(1, (square, x.shape[1])))
+    return dx.contiguous(), dweight, dbias
+
+
 def _index(
     x: torch.Tensor, grid: torch.Tensor, offsets: torch.Tensor, merge: int, block_order: bool
 ) -> torch.Tensor:
@@ -49,6 +82,8 @@ def _check_merge_norm(
     check_floating(op, "x", x)
     check_shape(op, "x", x, ("N", "C"))
     total, hidden = x.shape
+    good = 1 <= merge <= 2**15
+    check(good, op, "spatial_merge_size must be from 1 to 32768", merge)
     good = total % merge**2 == 0
     check(good, op, f"x must have a multiple of {merge**2} rows", total)
     good = weight.dim() == 1 and weight.shape[0] in (hidden, merge**2 * hidden)
@@ -67,6 +102,12 @@ define(
     "int spatial_merge_size=2, bool block_order=False, float eps=1e-05) -> Tensor",
     merge_norm_reference,
 )
+define(
+    "merge_norm_backward",
+    "(Tensor dout, Tensor x, Tensor weight, Tensor grid, Tensor image_offsets, "
+    "int spatial_merge_size, bool block_order, float eps) -> (Tensor, Tensor, Tensor)",
+    merge_norm_backward_reference,
+)
 
 
 @torch.library.register_fake("keye_ops::merge_norm")
@@ -84,29 +125,24 @@ def _(
     return x.new_empty(x.shape[0] // square, x.shape[1] * square)
 
 
+@torch.library.register_fake("keye_ops::merge_norm_backward")
+def _(
+    dout: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *args: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    shape = weight.shape
+    return x.new_empty(x.shape), weight.new_empty(shape), weight.new_empty(shape)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    *tensors, merge, block_order, eps = inputs
-    ctx.save_for_backward(*tensors)
+    x, weight, _, *grid, merge, block_order, eps = inputs
+    ctx.save_for_backward(x, weight, *grid)
     ctx.options = (merge, block_order, eps)
 
 
 def _backward(ctx: Any, dout: torch.Tensor) -> tuple[Any, ...]:
-    x, weight, bias, grid, offsets = ctx.saved_tensors
-    merge, block_order, eps = ctx.options
-    index = _index(x, grid, offsets, merge, block_order)
-    shape = list(weight.shape)
-    before = weight.shape[0] == x.shape[1]
-    # Every patch is in exactly one merged token: scattering back is a plain assignment.
-    dmerged = dout.unflatten(1, (merge**2, -1))
-    rows = torch.empty_like(x).index_put((index,), dmerged) if before else dout
-    inputs = x if before else x[index].flatten(1)
-    _, mean, rstd = torch.native_layer_norm(inputs, shape, weight, bias, eps)
-    dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-        rows, inputs, shape, mean, rstd, weight, bias, [True, True, True]
-    )
-    if not before:
-        dx = torch.empty_like(x).index_put((index,), dx.unflatten(1, (merge**2, -1)))
-    return dx, dweight, dbias, *[None] * 5
+    op = torch.ops.keye_ops.merge_norm_backward
+    grads = op(dout.contiguous(), *ctx.saved_tensors, *ctx.options)
+    return *grads, *[None] * 5
 
 
 torch.library.register_autograd("keye_ops::merge_norm", _backward, setup_context=_setup_context)
@@ -130,7 +166,7 @@ def merge_norm(
     holds its patches in the order (row offset, column offset).
 
     Args:
-        x: [N, C], fp64, fp32, fp16 or bf16.
+        x: [N, C], fp64, fp32, fp16 or bf16; rows of any stride.
         weight, bias: [C] or [spatial_merge_size ** 2 * C], dtype of x.
         grid: the batch; :class:`PackedGrid`, or ``(t, h, w)`` host integers an image.
         eps: added to the variance.
@@ -148,7 +184,9 @@ def merge_norm(
         requirement = f"x must have the grid's {packed.total} rows"
         check(x.shape[:1] == (packed.total,), "merge_norm", requirement, list(x.shape))
     options = (packed.spatial_merge_size, packed.order == "block", eps)
+    if torch.compiler.is_compiling():
+        x = dispatch.fit_for_kernel(x)
     args = (x, weight, bias, packed.grid, packed.image_offsets, *options)
-    if dispatch.use_native("merge_norm", x):
+    if dispatch.use_native("merge_norm", x, dispatch.unsupported_strides(x, weight, bias)):
         return dispatch.call(torch.ops.keye_ops.merge_norm.default, args)
     return merge_norm_reference(*args)

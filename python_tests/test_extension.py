@@ -35,7 +35,10 @@ OPS = (
     "patch_embed",
     "varlen_attention",
     "varlen_attention_backward",
+    "add_layer_norm",
+    "add_layer_norm_backward",
     "merge_norm",
+    "merge_norm_backward",
     "linear_gelu",
 )
 

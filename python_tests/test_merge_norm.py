@@ -1,5 +1,9 @@
 """merge_norm against loops over merged squares, in both orders of norm and merge; gradients."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import keye_ops
 from keye_ops import PackedGrid
-from keye_ops.merge_norm import merge_norm_reference
+from keye_ops.dispatch import has_kernel
+from keye_ops.merge_norm import merge_norm_backward_reference, merge_norm_reference
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 WAYS = ["public", "registered"]
@@ -19,6 +24,8 @@ BATCHES = {
     "one token": [(1, 2, 2)],
     "none": [],
 }
+NATIVE = has_kernel("merge_norm", "cpu") and os.environ.get("KEYE_OPS_BACKEND") != "reference"
+needs_native = pytest.mark.skipif(not NATIVE, reason="the native library does not run here")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -211,6 +218,45 @@ def test_opcheck(form, batch, order):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_gradcheck(form):
+    """Many shapes, those with nothing in them included."""
+    grids = [[], [(1, 1, 1)], [(1, 2, 1)], [(2, 1, 3)], [(1, 3, 2), (1, 1, 1)], [(3, 1, 2)]]
+    cases = [(grid, 1, order) for grid in grids for order in ("raster", "block")]
+    grids = [[], [(1, 2, 2)], [(1, 2, 4)], [(1, 4, 2), (1, 2, 2)], [(2, 4, 4)]]
+    cases += [(grid, 2, order) for grid in grids for order in ("raster", "block")]
+    cases += [([(1, 3, 6)], 3, order) for order in ("raster", "block")]
+    shapes = [(*case, hidden) for case in cases for hidden in (0, 1, 5)]
+    assert len(shapes) >= 50
+    for grid_thw, merge, order, hidden in shapes:
+        grid = PackedGrid.from_grid_thw(grid_thw, spatial_merge_size=merge, order=order)
+        x, *_ = make(grid.total, form, hidden=hidden)
+        normed = hidden if form == "preview" else merge**2 * hidden
+        parameters = [torch.randn(normed, dtype=torch.float64) for _ in range(2)]
+        inputs = [y.requires_grad_() for y in (x, *parameters)]
+        options = (grid.grid, grid.image_offsets, merge, order == "block", 1e-2)
+        op = torch.ops.keye_ops.merge_norm
+        assert torch.autograd.gradcheck(lambda *y, op=op, o=options: op(*y, *o), inputs)
+
+
+@pytest.mark.parametrize("order", ["raster", "block"])
+@pytest.mark.parametrize("batch", ["small", "none"])
+@pytest.mark.parametrize("form", FORMS)
+def test_backward_op(form, batch, order):
+    grid = PackedGrid.from_grid_thw(BATCHES[batch], order=order)
+    x, weight, _ = make(grid.total, form, torch.float32)
+    dout = make(grid.total_merged, form, torch.float32, hidden=72, seed=1)[0]
+    options = (grid.grid, grid.image_offsets, 2, order == "block", 1e-5)
+    op = torch.ops.keye_ops.merge_norm_backward
+    torch.library.opcheck(op.default, (dout, x, weight, *options))
+    exact = (y.double() for y in (dout, x, weight))
+    results = op(dout, x, weight, *options)
+    plain = merge_norm_backward_reference(dout, x, weight, *options)
+    truth = merge_norm_backward_reference(*exact, *options)
+    for triple in zip(results, plain, truth, strict=True):
+        assert_within_twice(*triple)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_compile_makes_one_graph_for_all_sizes(form):
     counter, graphs = CompileCounterWithBackend("aot_eager"), []
 
@@ -228,6 +274,128 @@ def test_compile_makes_one_graph_for_all_sizes(form):
         torch.testing.assert_close(*gradients)
         graphs.append(counter.frame_count)
     assert graphs == graphs[:1] * 3
+
+
+# ---- what rows may look like and hold ----
+
+
+@pytest.mark.parametrize("order", ["raster", "block"])
+@pytest.mark.parametrize("merge", [1, 3])
+@pytest.mark.parametrize("form", FORMS)
+def test_merge_sizes_of_odd_squares(form, merge, order):
+    grid = PackedGrid.from_grid_thw([(1, 3, 6), (2, 6, 3)], spatial_merge_size=merge, order=order)
+    x, *_ = make(grid.total, form, torch.float32)
+    normed = 18 if form == "preview" else merge**2 * 18
+    parameters = [torch.randn(normed, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
+    options = (grid.grid, grid.image_offsets, merge, order == "block")
+    actual = keye_ops.merge_norm(x, *parameters, grid)
+    plain = merge_norm_reference(x, *parameters, *options)
+    exact = merge_norm_reference(*(y.double() for y in (x, *parameters)), *options)
+    assert_within_twice(actual, plain, exact)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("way", WAYS)
+def test_strided_rows_have_the_bits_of_contiguous_ones(way, form):
+    grid = PackedGrid.from_grid_thw(BATCHES["small"])
+    x, weight, bias = make(grid.total, form, torch.bfloat16)
+    wide = torch.cat([x, x, x], 1).repeat_interleave(2, 0)[::2, 18:36]
+    want = merge_norm(way, x, weight, bias, grid)
+    assert torch.equal(merge_norm(way, wide, weight, bias, grid), want)
+    # sum() sends an expanded gradient of stride zero.
+    leaves = [y.detach().requires_grad_() for y in (x, wide)]
+    for leaf in leaves:
+        merge_norm(way, leaf, weight, bias, grid).sum().backward()
+    assert torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_extreme_values(dtype, form):
+    grid = PackedGrid.from_grid_thw([(1, 2, 16)], order="block")
+    x, weight, bias = make(grid.total, form, dtype, hidden=144)
+    info = torch.finfo(dtype)
+    scales = [info.max**0.25, info.tiny, info.tiny * info.eps, 0.0, info.eps, 1e3]
+    for token, scale in enumerate(scales):
+        x[4 * token : 4 * token + 4] *= scale
+    x[24:28] += 1e4  # must not cancel in the variance
+    inputs = (x, weight, bias)
+    actual, plain = (f(*inputs, grid) for f in (keye_ops.merge_norm, plain_merge_norm))
+    exact = oracle(*(y.double() for y in inputs), grid)
+    # Token by token: the largest would hide the others.
+    for triple in zip(actual, plain, exact, strict=True):
+        assert_within_twice(*triple)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("form", FORMS)
+def test_bad_numbers_stay_in_their_token(form, bad, dtype):
+    grid = PackedGrid.from_grid_thw(BATCHES["keye"])
+    x, weight, bias = make(grid.total, form, dtype)
+    clean = keye_ops.merge_norm(x, weight, bias, grid)
+    x[21, 5] = bad  # row 1, column 1 of the first image: patch 3 of token 0
+    out = keye_ops.merge_norm(x, weight, bias, grid)
+    normed = slice(54, 72) if form == "preview" else slice(0, 72)
+    assert not out[0, normed].isfinite().any()
+    out[0, normed] = clean[0, normed]
+    assert torch.equal(out, clean)
+
+
+@needs_native  # torch does not promise it
+@pytest.mark.parametrize("form", FORMS)
+def test_same_bits_for_any_number_of_threads(form):
+    grid = PackedGrid.from_grid_thw([(3, 34, 40), (1, 2, 2), (1, 6, 80)])
+    inputs = [y.requires_grad_() for y in make(grid.total, form, torch.bfloat16, hidden=72)]
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            out = keye_ops.merge_norm(*inputs, grid)
+            dout = torch.linspace(-1, 1, out.numel()).view_as(out).bfloat16()
+            results.append([out, *torch.autograd.grad(out, inputs, dout)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_does_not_depend_on_its_neighbours(form):
+    grids = [(1, 16, 20), (2, 6, 8), (1, 2, 2)]
+    x, weight, bias = make(320 + 96 + 4, form, torch.bfloat16)
+    together = keye_ops.merge_norm(x, weight, bias, grids)
+    parts = zip(x.split([320, 96, 4]), grids, strict=True)
+    alone = [keye_ops.merge_norm(part, weight, bias, [grid]) for part, grid in parts]
+    assert torch.equal(torch.cat(alone), together)
+
+
+# ---- every instruction set ----
+
+
+def _lesser_instruction_sets():
+    if not NATIVE:
+        return []
+    from keye_ops import _C
+
+    isas = keye_ops.extension.libraries[0].build["isas"]
+    return isas[: isas.index(_C.cpu_capability)]
+
+
+@pytest.mark.skipif("KEYE_OPS_CPU_CAPABILITY" in os.environ, reason="runs inside itself")
+@pytest.mark.parametrize("isa", _lesser_instruction_sets())
+def test_this_file_on_a_lesser_instruction_set(isa):
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
+    chosen = ["-k", "test_values or width or twice or sizes or strided or numbers or bits"]
+    environment = {**os.environ, "KEYE_OPS_CPU_CAPABILITY": isa}
+    result = subprocess.run(
+        command + chosen, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+# ---- wrong input: the same message from the native op and from the reference ----
 
 
 def zeros(*shape, dtype=torch.float32):
@@ -266,6 +434,79 @@ def test_rows_that_do_not_fit_the_grid():
             keye_ops.merge_norm(x, zeros(8), zeros(8), grid)
     with pytest.raises(RuntimeError, match="merge_norm: x must have a multiple of 4 rows, got 23"):
         merge_norm("registered", zeros(23, 8), zeros(8), zeros(8), grid)
+
+
+BAD_GRIDS = {
+    "rank": ([[1, 4]], [0, 24], r"grid must be \[num_images, 3\], got \[1, 2\]"),
+    "odd": ([[4, 3, 2]], [0, 24], r"grid must hold positive \(t, h, w\) with h and w multiples "
+            r"of 2, got \[\[4, 3, 2\]\]"),
+    "negative": ([[1, 4, 6], [-1, 2, 2]], [0, 24, 24], r"grid must hold .* got \[\[-1, 2, 2\]\]"),
+    "too many": ([[1, 4, 8]], [0, 24], r"image_offsets must be the sums of t \* h \* w up to the "
+                 r"24 patches, got \[0, 24\]"),
+    "huge": ([[2**31 - 1, 2**31 - 2, 2**31 - 2]], [0, 24], r"image_offsets .* got \[0, 24\]"),
+    "offsets": ([[1, 4, 2], [1, 4, 2], [1, 4, 2]], [0, 8, 17, 24], r"image_offsets .* "
+                r"got \[8, 17, 24\]"),
+    "first offset": ([[1, 4, 6]], [1, 24], r"image_offsets .* got \[1, 24\]"),
+    "number of offsets": ([[1, 4, 6]], [0, 8, 24], r"image_offsets must be \[2\], got \[3\]"),
+    "no image": ([], [0], r"image_offsets must be .* 24 patches, got \[0\]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["registered", "reference"])
+@pytest.mark.parametrize("name", BAD_GRIDS)
+def test_grids_that_lie(name, way):
+    sizes, offsets, message = BAD_GRIDS[name]
+    grid = torch.tensor(sizes, dtype=torch.int32).reshape(len(sizes), -1 if sizes else 3)
+    offsets = torch.tensor(offsets, dtype=torch.int32)
+    op = torch.ops.keye_ops.merge_norm if way == "registered" else merge_norm_reference
+    with pytest.raises(RuntimeError, match=f"merge_norm: {message}"):
+        op(zeros(24, 8), zeros(8), zeros(8), grid, offsets)
+    with pytest.raises(RuntimeError, match="grid must be int32, got torch"):
+        op(zeros(4, 8), zeros(8), zeros(8), torch.tensor([[1, 2, 2]]), torch.tensor([0, 4]).int())
+    grid, offsets = torch.tensor([[1, 2, 2]]).int(), torch.tensor([0, 4])
+    with pytest.raises(RuntimeError, match="image_offsets must be int32, got"):
+        op(zeros(4, 8), zeros(8), zeros(8), grid, offsets)
+
+
+@pytest.mark.parametrize("way", ["registered", "reference"])
+def test_wrong_input_of_the_registered_ops(way):
+    grid, offsets = torch.tensor([[1, 2, 2]]).int(), torch.tensor([0, 4]).int()
+    x, weight = zeros(4, 8), zeros(8)
+    native = way == "registered"
+    op = torch.ops.keye_ops.merge_norm if native else merge_norm_reference
+    for side in (0, -2, 40000):
+        message = f"merge_norm: spatial_merge_size must be from 1 to 32768, got {side}"
+        with pytest.raises(RuntimeError, match=message):
+            op(x, weight, weight, grid, offsets, side)
+    op = torch.ops.keye_ops.merge_norm_backward if native else merge_norm_backward_reference
+    for dout, message in (
+        (zeros(1, 31), r"dout must be \[1, 32\], got \[1, 31\]"),
+        (zeros(1, 32).half(), r"dout must have the dtype and device of x \(torch.float32, cpu\)"),
+    ):
+        with pytest.raises(RuntimeError, match=f"merge_norm: {message}"):
+            op(dout, x, weight, grid, offsets, 2, False, 1e-5)
+
+
+@needs_native
+def test_strides_fall_back_visibly():
+    grid = PackedGrid.from_grid_thw([(1, 4, 6)])
+    x, weight, bias = make(24, "preview", torch.float32)
+    turned = x.T.contiguous().T
+    with pytest.raises(RuntimeError, match="merge_norm: x must have unit last stride, got 24"):
+        merge_norm("registered", turned, weight, bias, grid)
+    apart = weight.repeat_interleave(2)[::2]
+    with pytest.raises(RuntimeError, match="merge_norm: weight must be contiguous, got stride 2"):
+        merge_norm("registered", x, apart, bias, grid)
+    got = keye_ops.merge_norm(turned, weight, bias, grid)
+    assert keye_ops.last_dispatch("merge_norm").implementation == "reference"
+    assert "unit last stride" in keye_ops.last_dispatch("merge_norm").reason
+    torch.testing.assert_close(got, keye_ops.merge_norm(x, weight, bias, grid))
+    assert keye_ops.last_dispatch("merge_norm").implementation == "native"
+    with (
+        keye_ops.backend("native"),
+        pytest.raises(RuntimeError, match="the native kernel was required, but it needs a unit"),
+    ):
+        keye_ops.merge_norm(turned, weight, bias, grid)
 
 
 def test_a_grid_that_cannot_be_merged():

@@ -50,11 +50,16 @@ inline torch::stable::Tensor new_empty(const torch::stable::Tensor& like,
   return tensor;
 }
 
-inline torch::stable::Tensor new_empty_like(const torch::stable::Tensor& like) {
-  const auto sizes = like.sizes();
+inline torch::stable::Tensor new_empty_like(const torch::stable::Tensor& like,
+                                            const std::vector<int64_t>& sizes) {
   int32_t dtype = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  return new_empty(like, {sizes.begin(), sizes.end()}, dtype);
+  return new_empty(like, sizes, dtype);
+}
+
+inline torch::stable::Tensor new_empty_like(const torch::stable::Tensor& like) {
+  const auto sizes = like.sizes();
+  return new_empty_like(like, {sizes.begin(), sizes.end()});
 }
 
 }  // namespace keye_ops

@@ -98,14 +98,19 @@ inline void check_floating(const char* op, const char* name, const torch::stable
              " must be fp64, fp32, fp16 or bf16, got ", dtype_name(tensor.scalar_type()));
 }
 
+// As Python prints it: cpu, cuda:0.
+inline std::string device_name(const torch::stable::Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return message(tensor.is_cuda() ? "cuda:" : "device:", tensor.get_device_index());
+}
+
 // The dtype and device of another tensor.
 inline void check_same(const char* op, const char* name, const torch::stable::Tensor& tensor,
                        const char* other_name, const torch::stable::Tensor& other) {
-  const bool device = same_device(tensor, other);
-  KEYE_CHECK(tensor.scalar_type() == other.scalar_type() && device, op, ": ", name,
-             " must have the dtype and device of ", other_name, " (",
-             dtype_name(other.scalar_type()), "), got ", dtype_name(tensor.scalar_type()),
-             device ? "" : " on another device");
+  KEYE_CHECK(tensor.scalar_type() == other.scalar_type() && same_device(tensor, other), op, ": ",
+             name, " must have the dtype and device of ", other_name, " (",
+             dtype_name(other.scalar_type()), ", ", device_name(other), "), got ",
+             dtype_name(tensor.scalar_type()), ", ", device_name(tensor));
 }
 
 inline void check_integer(const char* op, const char* name, const torch::stable::Tensor& tensor,

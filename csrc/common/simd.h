@@ -28,10 +28,6 @@ typedef uint32_t Words __attribute__((vector_size(kSimdWidth * 4)));
 typedef uint16_t Halves __attribute__((vector_size(kSimdWidth * 2)));
 typedef double Doubles __attribute__((vector_size(kSimdWidth * 8)));
 
-// What arithmetic on T is done in.
-template <class T>
-using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // ---- bits of fp32 <-> bits of the 16-bit formats, for a word or for a vector of words ----
 
 template <class To, class From>
@@ -228,6 +224,138 @@ KEYE_HOST_DEVICE float largest_of(Floats8 x) {
 KEYE_HOST_DEVICE float largest_of(Floats16 x) {
   const auto halves = bit_cast<TwoHalves<Floats8>>(x);
   return largest_of(halves.low > halves.high ? halves.low : halves.high);
+}
+
+// ---- fp64, and what a file needs that is written once for both widths of arithmetic ----
+
+KEYE_HOST_DEVICE Doubles load_vector(const double* p) {
+  Doubles x;
+  std::memcpy(&x, p, sizeof(x));
+  return x;
+}
+KEYE_HOST_DEVICE void store_vector(double* p, Doubles x) { std::memcpy(p, &x, sizeof(x)); }
+
+KEYE_HOST_DEVICE double sum_of(Doubles x) {
+  double sum = 0;
+  for (int i = 0; i < kSimdWidth; i++) sum += x[i];
+  return sum;
+}
+
+// What arithmetic on T is done in, and a vector of it.
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+template <class C>
+using Lanes = std::conditional_t<std::is_same_v<C, double>, Doubles, Floats>;
+
+// Loads as the type of the first argument: a vector or one value.
+template <class T>
+KEYE_HOST_DEVICE Lanes<Compute<T>> load_as(Lanes<Compute<T>>, const T* p) {
+  return load_vector(p);
+}
+template <class T>
+KEYE_HOST_DEVICE Compute<T> load_as(Compute<T>, const T* p) {
+  return load(p);
+}
+template <class T>
+KEYE_HOST_DEVICE void store_as(T* p, Lanes<Compute<T>> x) {
+  store_vector(p, x);
+}
+template <class T>
+KEYE_HOST_DEVICE void store_as(T* p, Compute<T> x) {
+  store(p, x);
+}
+
+// Rounded twice where there is no instruction; fp64 is for gradient checks.
+KEYE_HOST_DEVICE double fused_multiply_add(double a, double b, double c) { return a * b + c; }
+KEYE_HOST_DEVICE Doubles fused_multiply_add(Doubles a, Doubles b, Doubles c) { return a * b + c; }
+
+// Adds the lanes of x, or of x * y, to as many sums in fp64.
+KEYE_HOST_DEVICE void add_to(double* sums, double x) { *sums += x; }
+KEYE_HOST_DEVICE void add_to(double* sums, Doubles x) { store_vector(sums, load_vector(sums) + x); }
+KEYE_HOST_DEVICE void add_to(double* sums, double x, double y) { *sums += x * y; }
+KEYE_HOST_DEVICE void add_to(double* sums, Doubles x, Doubles y) { add_to(sums, x * y); }
+
+typedef float HalfFloats __attribute__((vector_size(kSimdWidth * 2)));
+typedef double HalfDoubles __attribute__((vector_size(kSimdWidth * 4)));
+
+KEYE_HOST_DEVICE void add_to_half(double* sums, HalfDoubles x) {
+  HalfDoubles sum;
+  std::memcpy(&sum, sums, sizeof(sum));
+  sum += x;
+  std::memcpy(sums, &sum, sizeof(sum));
+}
+KEYE_HOST_DEVICE HalfDoubles doubles_of(HalfFloats x) {
+  return __builtin_convertvector(x, HalfDoubles);
+}
+KEYE_HOST_DEVICE void add_to(double* sums, Floats x) {
+  const auto halves = bit_cast<TwoHalves<HalfFloats>>(x);
+  add_to_half(sums, doubles_of(halves.low));
+  add_to_half(sums + kSimdWidth / 2, doubles_of(halves.high));
+}
+KEYE_HOST_DEVICE void add_to(double* sums, Floats x, Floats y) {
+  const auto a = bit_cast<TwoHalves<HalfFloats>>(x), b = bit_cast<TwoHalves<HalfFloats>>(y);
+  add_to_half(sums, doubles_of(a.low) * doubles_of(b.low));
+  add_to_half(sums + kSimdWidth / 2, doubles_of(a.high) * doubles_of(b.high));
+}
+
+// ---- two vectors at a time, for work that does not care in which order the values lie ----
+
+// bf16 comes as the even and the odd values of a register of words, which costs half of what two
+// conversions in order do; all other types come as two vectors in order.
+template <class V>
+struct Pair {
+  V first, second;
+};
+
+template <class V>
+KEYE_HOST_DEVICE Pair<V> operator+(Pair<V> a, Pair<V> b) {
+  return {a.first + b.first, a.second + b.second};
+}
+template <class V>
+KEYE_HOST_DEVICE Pair<V> operator*(Pair<V> a, Pair<V> b) {
+  return {a.first * b.first, a.second * b.second};
+}
+template <class V, class S>
+KEYE_HOST_DEVICE Pair<V> operator+(Pair<V> a, S b) {
+  return {a.first + b, a.second + b};
+}
+template <class V, class S>
+KEYE_HOST_DEVICE Pair<V> operator-(Pair<V> a, S b) {
+  return {a.first - b, a.second - b};
+}
+template <class V, class S>
+KEYE_HOST_DEVICE Pair<V> operator*(S a, Pair<V> b) {
+  return {a * b.first, a * b.second};
+}
+template <class V>
+KEYE_HOST_DEVICE Pair<V> fused_multiply_add(Pair<V> a, Pair<V> b, Pair<V> c) {
+  return {fused_multiply_add(a.first, b.first, c.first),
+          fused_multiply_add(a.second, b.second, c.second)};
+}
+
+template <class T>
+KEYE_HOST_DEVICE Pair<Lanes<Compute<T>>> load_as(Pair<Lanes<Compute<T>>>, const T* p) {
+  return {load_vector(p), load_vector(p + kSimdWidth)};
+}
+KEYE_HOST_DEVICE Pair<Floats> load_as(Pair<Floats>, const BFloat16* p) {
+  Words words;
+  std::memcpy(&words, p, sizeof(words));
+  return {bit_cast<Floats>(words << 16), bit_cast<Floats>(words & 0xffff0000u)};
+}
+
+template <class T>
+KEYE_HOST_DEVICE void store_as(T* p, Pair<Lanes<Compute<T>>> x) {
+  store_vector(p, x.first);
+  store_vector(p + kSimdWidth, x.second);
+}
+// Without a test for NaN, as store_vector_from_16_bits.
+KEYE_HOST_DEVICE void store_as(BFloat16* p, Pair<Floats> x) {
+  const auto rounded = [](Floats y) __attribute__((always_inline)) {
+    const Words word = bit_cast<Words>(y);
+    return word + 0x7fffu + ((word >> 16) & 1u);
+  };
+  const Words words = (rounded(x.first) >> 16) | (rounded(x.second) & 0xffff0000u);
+  std::memcpy(p, &words, sizeof(words));
 }
 
 }  // namespace keye_ops

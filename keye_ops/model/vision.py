@@ -53,20 +53,49 @@ class VisionMLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(hidden), approximate="tanh"))
 
 
+class AddLayerNorm(nn.LayerNorm):
+    """LayerNorm of a residual stream to which a block's update is added first, in one pass."""
+
+    def forward(
+        self, update: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N, C], [N, C] or nothing -> the stream, then its norm, both [N, C]."""
+        update = update.to(self.weight.dtype)  # another one under autocast only
+        if residual is None:
+            return update, keye_ops.layer_norm(update, self.weight, self.bias, eps=self.eps)
+        return keye_ops.add_layer_norm(update, residual, self.weight, self.bias, eps=self.eps)
+
+
 class VisionLayer(nn.Module):
-    """One pre-norm block."""
+    """One pre-norm block.
+
+    The stream goes in and out as an update and the residual to add it to, so that every add joins
+    the LayerNorm after it, which may be the next block's.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm1 = AddLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attn = VisionAttention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = AddLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = VisionMLP(config)
 
-    def forward(self, hidden: torch.Tensor, grid: PackedGrid) -> torch.Tensor:
-        """[N, hidden_size] -> [N, hidden_size]."""
-        hidden = hidden + self.self_attn(self.layer_norm1(hidden), grid)
-        return hidden + self.mlp(self.layer_norm2(hidden))
+    def forward(
+        self, update: torch.Tensor, grid: PackedGrid, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the block.
+
+        Args:
+            update: [N, hidden_size], the stream itself where there is no residual.
+            grid: describes the N patches.
+            residual: [N, hidden_size].
+
+        Returns:
+            Update and residual, [N, hidden_size] each; their sum is the stream after the block.
+        """
+        residual, normed = self.layer_norm1(update, residual)
+        residual, normed = self.layer_norm2(self.self_attn(normed, grid), residual)
+        return self.mlp(normed), residual
 
 
 class VisionEmbeddings(nn.Module):
@@ -94,11 +123,16 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden: torch.Tensor, grid: PackedGrid) -> torch.Tensor:
-        """[N, hidden_size] -> [N, hidden_size]."""
+    def forward(
+        self, hidden: torch.Tensor, grid: PackedGrid, norm: AddLayerNorm | None = None
+    ) -> torch.Tensor:
+        """[N, hidden_size] -> [N, hidden_size], through ``norm`` at the end if it is given."""
+        residual = None
         for layer in self.layers:
-            hidden = layer(hidden, grid)
-        return hidden
+            hidden, residual = layer(hidden, grid, residual)
+        if norm is not None:
+            return norm(hidden, residual)[1]
+        return hidden if residual is None else hidden + residual
 
 
 class VisionTransformer(nn.Module):
@@ -108,12 +142,12 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.embeddings = VisionEmbeddings(config)
         self.encoder = VisionEncoder(config)
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_layernorm = AddLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, pixel_values: torch.Tensor, grid: PackedGrid) -> torch.Tensor:
         """[N, C, P, P] -> [N, hidden_size]."""
         hidden = self.embeddings(pixel_values, grid)
-        return self.post_layernorm(self.encoder(hidden, grid))
+        return self.encoder(hidden, grid, self.post_layernorm)
 
 
 class VisionTower(nn.Module):

@@ -1,0 +1,390 @@
+"""add_layer_norm and layer_norm against sums and norms by hand in fp64; gradients; errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerance import assert_within_twice
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import keye_ops
+from keye_ops.add_layer_norm import add_layer_norm_backward_reference, add_layer_norm_reference
+from keye_ops.dispatch import has_kernel
+
+NATIVE = has_kernel("add_layer_norm", "cpu") and os.environ.get("KEYE_OPS_BACKEND") != "reference"
+needs_native = pytest.mark.skipif(not NATIVE, reason="the native library does not run here")
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+FORMS = ["add", "norm"]
+OPS = torch.ops.keye_ops
+# Long rows come in numbers: the errors of one share its rstd's, so that few judge luck.
+SHAPES = {
+    "vision": (37, 1152),
+    "many rows": (150, 72),
+    "one row": (1, 40),
+    "no row": (0, 1152),
+    "no column": (3, 0),
+    "one column": (5, 1),
+    "odd width": (70, 131),
+    "under a vector": (9, 3),
+    "wide": (24, 4608),
+}
+
+
+def make(shape, form, dtype=torch.float64, seed=0):
+    """x, residual or None, weight, bias."""
+    rows, hidden = SHAPES.get(shape, shape)
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*size):
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+
+    residual = randn(rows, hidden) if form == "add" else None
+    return [randn(rows, hidden), residual, 1 + randn(hidden) / 4, randn(hidden)]
+
+
+def public(x, residual, weight, bias, eps=1e-6):
+    """The public function of the form; (sum, normed)."""
+    if residual is None:
+        return x.new_empty(0), keye_ops.layer_norm(x, weight, bias, eps=eps)
+    return keye_ops.add_layer_norm(x, residual, weight, bias, eps=eps)
+
+
+WAYS = {
+    "public": public,
+    "registered": OPS.add_layer_norm,
+    "reference": add_layer_norm_reference,
+}
+
+
+def norm_by_hand(x, weight, bias, eps=1e-6):
+    centred = x - x.mean(-1, keepdim=True)
+    variance = centred.square().mean(-1, keepdim=True)
+    return centred / (variance + eps).sqrt() * weight + bias
+
+
+def results_of(function, inputs, douts, dtype=None):
+    """Outputs of a function of (x, residual, weight, bias), then the gradients."""
+    leaves = [None if x is None else x.to(dtype or x.dtype).requires_grad_() for x in inputs]
+    out = function(*leaves)
+    leaves = [x for x in leaves if x is not None]
+    pairs = zip(out, [d.to(leaves[0].dtype) for d in douts], strict=True)
+    outputs, douts = zip(*((o, d) for o, d in pairs if o.requires_grad), strict=True)
+    return [*out, *torch.autograd.grad(outputs, leaves, douts)]
+
+
+def exact_results(inputs, douts):
+    """In fp64, but of the sum as the dtype rounds it, which is what goes on."""
+    x, residual, weight, bias = inputs
+    total = x if residual is None else x + residual
+    leaves = [x.double().requires_grad_() for x in (total, weight, bias)]
+    normed = norm_by_hand(*leaves)
+    dtotal, *rest = torch.autograd.grad(normed, leaves, douts[1].double())
+    if residual is None:
+        return [x.new_empty(0).double(), normed, dtotal, *rest]
+    dtotal = dtotal + douts[0].double()
+    return [x.double() + residual.double(), normed, dtotal, dtotal, *rest]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("way", ["public", "registered"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients(shape, way, dtype, form):
+    inputs = make(shape, form, dtype)
+    douts = make(shape, "add", dtype, seed=1)[:2]
+    douts = [douts[0] if form == "add" else douts[0].new_empty(0), douts[1]]
+    results = results_of(WAYS[way], inputs, douts)
+    plain = results_of(add_layer_norm_reference, inputs, douts)
+    exact = exact_results(inputs, douts)
+    assert len(results) == (6 if form == "add" else 5)
+    if form == "add":
+        assert torch.equal(results[0], inputs[0] + inputs[1])
+    for one, one_plain, one_exact in zip(results, plain, exact, strict=True):
+        assert one.is_contiguous()
+        assert_within_twice(one, one_plain, one_exact)
+
+
+@pytest.mark.parametrize("way", ["public", "registered"])
+def test_eps(way):
+    x, _, weight, bias = make("odd width", "norm")
+    for eps in (0.5, 1e-12):
+        got = WAYS[way](x * 1e-3, None, weight, bias, eps)[1]
+        torch.testing.assert_close(got, norm_by_hand(x * 1e-3, weight, bias, eps))
+
+
+@needs_native  # torch does not promise it
+@pytest.mark.parametrize("form", FORMS)
+def test_strided_inputs(form):
+    x, residual, weight, bias = make((20, 1152), form, torch.bfloat16)
+    wide = torch.cat([x, x, x], 1)[:, 1152:2304]
+    backwards = None if residual is None else residual.repeat_interleave(2, 0)[::2]
+    want = OPS.add_layer_norm(x, residual, weight, bias)
+    got = OPS.add_layer_norm(wide, backwards, weight, bias)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    row = x[:1].expand(20, -1)
+    got = OPS.add_layer_norm(row, residual, weight, bias)
+    want = OPS.add_layer_norm(row.contiguous(), residual, weight, bias)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    # sum() sends an expanded gradient of stride zero.
+    leaf = wide.detach().requires_grad_()
+    public(leaf, residual, weight, bias)[1].sum().backward()
+    ones = torch.ones_like(x)
+    total = x if residual is None else x + residual
+    want = OPS.add_layer_norm_backward(None, ones, total, weight, 1e-6)[0]
+    assert torch.equal(leaf.grad, want)
+
+
+def test_only_the_sum_or_only_the_norm_has_a_gradient():
+    inputs = [x.requires_grad_() for x in make("odd width", "add")]
+    for index in (0, 1):
+        got = torch.autograd.grad(public(*inputs)[index].square().sum(), inputs[:2])
+        want = torch.autograd.grad(
+            add_layer_norm_reference(*inputs)[index].square().sum(), inputs[:2]
+        )
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_extreme_values(dtype, form):
+    inputs = make("vision", form, dtype)
+    info = torch.finfo(dtype)
+    scales = [info.max**0.25, info.tiny, info.tiny * info.eps, 0.0, info.eps, 1e3]
+    inputs[0][:6] *= torch.tensor(scales, dtype=dtype)[:, None]
+    inputs[0][6] += 1e4  # must not cancel in the variance
+    inputs[0][7] = 3.0
+    if form == "add":
+        inputs[1][:8] = 0
+    results = public(*inputs)
+    plain = add_layer_norm_reference(*inputs)
+    total = inputs[0].double() if form == "norm" else results[0].double()
+    exact = norm_by_hand(total, *(x.double() for x in inputs[2:]))
+    for row in range(8):
+        assert_within_twice(results[1][row], plain[1][row], exact[row])
+
+
+@needs_native  # torch does not promise it
+def test_an_offset_does_not_cancel_the_variance():
+    generator = torch.Generator().manual_seed(0)
+    x = 1e4 + torch.randn(50, 1152, generator=generator)
+    got = keye_ops.layer_norm(x, torch.ones(1152), torch.zeros(1152))
+    exact = norm_by_hand(x.double(), 1, 0)
+    assert (got - exact).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("form", FORMS)
+def test_bad_numbers_stay_in_their_row(form, bad, dtype):
+    inputs = make("many rows", form, dtype)
+    clean = public(*inputs)
+    inputs[0][3, 20] = bad
+    out = public(*inputs)
+    assert not out[1][3].isfinite().any()
+    assert form == "norm" or torch.equal(out[0].isfinite(), inputs[0].isfinite())
+    out[1][3] = clean[1][3]
+    assert torch.equal(out[1], clean[1])
+
+
+@needs_native  # torch does not promise it
+@pytest.mark.parametrize("form", FORMS)
+def test_same_bits_for_any_number_of_threads(form):
+    inputs = make((3000, 144), form, torch.bfloat16)
+    douts = make((3000, 144), "add", torch.bfloat16, seed=1)[:2]
+    douts = [douts[0] if form == "add" else douts[0].new_empty(0), douts[1]]
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            results.append(results_of(public, inputs, douts))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_does_not_depend_on_its_neighbours(form):
+    x, residual, weight, bias = make("many rows", form, torch.bfloat16)
+    together = OPS.add_layer_norm(x, residual, weight, bias)
+    for row in range(0, 150, 7):
+        one = None if residual is None else residual[row : row + 1]
+        alone = OPS.add_layer_norm(x[row : row + 1], one, weight, bias)
+        assert torch.equal(alone[1][0], together[1][row])
+
+
+# ---- every instruction set ----
+
+
+def _lesser_instruction_sets():
+    if not NATIVE:
+        return []
+    from keye_ops import _C
+
+    isas = keye_ops.extension.libraries[0].build["isas"]
+    return isas[: isas.index(_C.cpu_capability)]
+
+
+@pytest.mark.skipif("KEYE_OPS_CPU_CAPABILITY" in os.environ, reason="runs inside itself")
+@pytest.mark.parametrize("isa", _lesser_instruction_sets())
+def test_this_file_on_a_lesser_instruction_set(isa):
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
+    chosen = ["-k", "values or strided or offset or numbers or bits or neighbours"]
+    environment = {**os.environ, "KEYE_OPS_CPU_CAPABILITY": isa}
+    result = subprocess.run(
+        command + chosen, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
+# ---- autograd, torch.library, compile ----
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradcheck(form):
+    shapes = [(rows, hidden) for rows in (0, 1, 2, 3, 5) for hidden in range(11)]
+    assert len(shapes) >= 50
+    for shape in shapes:
+        x, residual, weight, bias = make(shape, form)
+        leaves = [t.requires_grad_() for t in (x, residual, weight, bias) if t is not None]
+
+        def function(x, *rest):
+            args = rest if len(rest) == 3 else (None, *rest)
+            return OPS.add_layer_norm(x, *args, 1e-2)
+
+        assert torch.autograd.gradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", ["odd width", "no row"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(dtype, shape, form):
+    inputs = make(shape, form, dtype)
+    torch.library.opcheck(OPS.add_layer_norm.default, inputs)
+    leaves = [None if x is None else x.clone().requires_grad_() for x in inputs]
+    torch.library.opcheck(OPS.add_layer_norm.default, leaves)
+    dsum, dnormed, _, _ = make(shape, "add", dtype)
+    dsum = dsum if form == "add" else None
+    arguments = (dsum, dnormed, inputs[0], inputs[2], 1e-6)
+    torch.library.opcheck(OPS.add_layer_norm_backward.default, arguments)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_backward_op_equals_the_reference(form):
+    x, _, weight, _ = make("odd width", form, torch.float32)
+    dsum, dnormed, *_ = make("odd width", "add", torch.float32, seed=1)
+    arguments = [dsum if form == "add" else None, dnormed, x, weight]
+    exact = [None if t is None else t.double() for t in arguments]
+    results = OPS.add_layer_norm_backward(*arguments, 1e-6)
+    plain = add_layer_norm_backward_reference(*arguments, 1e-6)
+    truth = add_layer_norm_backward_reference(*exact, 1e-6)
+    for triple in zip(results, plain, truth, strict=True):
+        assert_within_twice(*triple)
+
+
+def test_compile_makes_one_graph_for_all_sizes():
+    counter, graphs = CompileCounterWithBackend("aot_eager"), []
+
+    def function(x, residual, weight, bias):
+        total, normed = keye_ops.add_layer_norm(x.sin(), residual, weight, bias)
+        return total, keye_ops.layer_norm(normed, weight, bias).cos()
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+    for rows in (5, 12, 7):
+        inputs = [x.requires_grad_() for x in make((rows, 72), "add")]
+        with keye_ops.backend("auto"):
+            out, want = compiled(*inputs), function(*inputs)
+        torch.testing.assert_close(out, want)
+        gradients = [
+            torch.autograd.grad(x[0].sum() + x[1].square().sum(), inputs) for x in (out, want)
+        ]
+        torch.testing.assert_close(*gradients)
+        graphs.append(counter.frame_count)
+    assert graphs == graphs[:1] * 3
+
+
+def test_equals_torch():
+    x, residual, weight, bias = make("vision", "add", torch.float32)
+    total, normed = keye_ops.add_layer_norm(x, residual, weight, bias)
+    want = F.layer_norm(x + residual, (1152,), weight, bias, 1e-6)
+    assert torch.equal(total, x + residual)
+    torch.testing.assert_close(normed, want)
+    torch.testing.assert_close(keye_ops.layer_norm(total, weight, bias), want)
+
+
+# ---- bad input: the same message from the native op and from the reference ----
+
+
+def zeros(*shape, dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+SAME = r"must have the dtype and device of x \(torch.float32, cpu\), got torch.float16, cpu"
+BAD_INPUT = {
+    "dtype": ({"x": zeros(3, 8).int()}, "x must be fp64, fp32, fp16 or bf16, got torch.int32"),
+    "rank": ({"x": zeros(3, 2, 4)}, r"x must be \[N, C\], got \[3, 2, 4\]"),
+    "residual shape": ({"residual": zeros(2, 8)}, r"residual must be \[3, 8\], got \[2, 8\]"),
+    "residual dtype": ({"residual": zeros(3, 8).half()}, f"residual {SAME}"),
+    "weight shape": ({"weight": zeros(7)}, r"weight must be \[8\], got \[7\]"),
+    "weight rank": ({"weight": zeros(8, 1)}, r"weight must be \[8\], got \[8, 1\]"),
+    "weight dtype": ({"weight": zeros(8).half()}, f"weight {SAME}"),
+    "bias shape": ({"bias": zeros(9)}, r"bias must be \[8\], got \[9\]"),
+    "bias dtype": ({"bias": zeros(8).half()}, f"bias {SAME}"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_wrong_input(name, way):
+    changes, message = BAD_INPUT[name]
+    inputs = {"x": zeros(3, 8), "residual": zeros(3, 8), "weight": zeros(8), "bias": zeros(8)}
+    with pytest.raises(RuntimeError, match=f"add_layer_norm: {message}"):
+        WAYS[way](*{**inputs, **changes}.values())
+
+
+@pytest.mark.parametrize("way", ["registered", "reference"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dsum": zeros(3, 7)}, r"dsum must be \[3, 8\], got \[3, 7\]"),
+        ({"dnormed": zeros(8)}, r"dnormed must be \[3, 8\], got \[8\]"),
+        ({"dnormed": zeros(3, 8).half()}, f"dnormed {SAME.replace('of x', 'of sum')}"),
+        ({"sum": zeros(8)}, r"sum must be \[N, C\], got \[8\]"),
+        ({"weight": zeros(4)}, r"weight must be \[8\], got \[4\]"),
+    ],
+)
+def test_wrong_input_of_the_backward(changes, message, way):
+    inputs = {"dsum": zeros(3, 8), "dnormed": zeros(3, 8), "sum": zeros(3, 8), "weight": zeros(8)}
+    op = OPS.add_layer_norm_backward if way == "registered" else add_layer_norm_backward_reference
+    with pytest.raises(RuntimeError, match=f"add_layer_norm: {message}"):
+        op(**{**inputs, **changes}, eps=1e-6)
+
+
+@needs_native
+def test_strides_fall_back_visibly():
+    x, residual, weight, bias = make("vision", "add", torch.float32)
+    turned = x.T.contiguous().T
+    message = "add_layer_norm: {} must have unit last stride, got 37"
+    with pytest.raises(RuntimeError, match=message.format("x")):
+        OPS.add_layer_norm(turned, residual, weight, bias)
+    with pytest.raises(RuntimeError, match=message.format("residual")):
+        OPS.add_layer_norm(residual, turned, weight, bias)
+    want = OPS.add_layer_norm(x, residual, weight, bias)
+    got = keye_ops.add_layer_norm(turned, residual, weight, bias)
+    torch.testing.assert_close(got, want)
+    assert all(y.is_contiguous() for y in got)
+    assert keye_ops.last_dispatch("layer_norm").implementation == "reference"
+    assert "unit last stride" in keye_ops.last_dispatch("add_layer_norm").reason
+    with pytest.raises(RuntimeError, match="weight must be contiguous, got stride 2"):
+        OPS.add_layer_norm(x, residual, weight.repeat_interleave(2)[::2], bias)
+    with (
+        keye_ops.backend("native"),
+        pytest.raises(RuntimeError, match="the native kernel was required, but it needs a unit"),
+    ):
+        keye_ops.layer_norm(turned, weight, bias)
