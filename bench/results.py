@@ -192,10 +192,11 @@ def skip_notes(skipped: list[Skipped]) -> list[str]:
     counts: dict[tuple[str, str], list[str]] = {}
     for one in skipped:
         counts.setdefault((one.provider, one.reason), []).append(one.shape)
-    return [
-        f"skipped {provider} on {shapes[0] if len(shapes) == 1 else f'{len(shapes)} cases'}: {reason}"
-        for (provider, reason), shapes in counts.items()
-    ]
+    where = {
+        key: shapes[0] if len(shapes) == 1 else f"{len(shapes)} cases"
+        for key, shapes in counts.items()
+    }
+    return [f"skipped {name} on {where[name, reason]}: {reason}" for name, reason in counts]
 
 
 def rate(timing: Timing) -> tuple[float, str]:
