@@ -72,7 +72,7 @@ def workload(name: str, dtype: torch.dtype, settings: Settings) -> Workload:
             "torch.compile": peers.compiled(eager, settings, *args),
             "zentorch": peers.compiled(eager, settings, *args, backend="zentorch"),
             "conv2d + interpolate + add": convolution,
-            "transformers": _transformers(pixels, name, dtype, settings),
+            "transformers": _transformers(*args[:-1], grids),
         },
         yardsticks={
             "F.linear alone": lambda: F.linear(rows, matrix, bias),
@@ -102,16 +102,20 @@ def _packed(
 
 
 def _transformers(
-    pixels: torch.Tensor, name: str, dtype: torch.dtype, settings: Settings
+    pixels: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    table: torch.Tensor,
+    grids: list[tuple[int, int, int]],
 ) -> harness.Provider | Skip:
     """PaddleOCR-VL's embeddings."""
     config = peers.paddleocr_config()
     if isinstance(config, Skip):
         return config
-    module = peers.paddleocr_module(
-        "PaddleOCRVisionEmbeddings", config.vision_config, dtype, settings.device
-    )
-    grid_thw = torch.tensor(harness.SHAPES[name], device=settings.device)
+    state = {"patch_embedding.weight": weight, "patch_embedding.bias": bias}
+    state["position_embedding.weight"] = table
+    module = peers.paddleocr_module("PaddleOCRVisionEmbeddings", config.vision_config, state)
+    grid_thw = torch.tensor(grids, device=pixels.device)
     return lambda: module(pixels[None], grid_thw=grid_thw)
 
 

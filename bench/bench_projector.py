@@ -13,6 +13,7 @@ import keye_ops
 from keye_ops.cli import main
 
 HIDDEN, MERGED, OUT = 1152, 4608, 4096
+KINDS = ("weight", "bias")
 SHAPES = [name for name in harness.MERGED if name != "1000-frame clip"]
 
 
@@ -65,22 +66,25 @@ def workload(name: str, before: bool, dtype: torch.dtype, settings: Settings) ->
             "eager": lambda: eager(*args),
             "torch.compile": peers.compiled(eager, settings, *args),
             "zentorch": peers.compiled(eager, settings, *args, backend="zentorch"),
-            "transformers": _transformers(x, name, before, dtype, settings),
+            "transformers": _transformers(*args[:-1], grids),
         },
     )
 
 
 def _transformers(
-    x: torch.Tensor, name: str, before: bool, dtype: torch.dtype, settings: Settings
+    x: torch.Tensor, *parameters_and_grids: torch.Tensor | list[tuple[int, int, int]]
 ) -> harness.Provider | Skip:
     """PaddleOCR-VL's projector, a loop over images."""
-    if not before:
+    *parameters, grids = parameters_and_grids
+    if parameters[0].shape[0] != HIDDEN:
         return Skip("its projector is Preview's")
     config = peers.paddleocr_config()
     if isinstance(config, Skip):
         return config
-    module = peers.paddleocr_module("PaddleOCRProjector", config, dtype, settings.device)
-    grid_thw = torch.tensor(harness.SHAPES[name], device=settings.device)
+    names = [f"{n}.{kind}" for n in ("pre_norm", "linear_1", "linear_2") for kind in KINDS]
+    state = dict(zip(names, parameters, strict=True))
+    module = peers.paddleocr_module("PaddleOCRProjector", config, state)
+    grid_thw = torch.tensor(grids, device=x.device)
     return lambda: module(x, grid_thw)
 
 

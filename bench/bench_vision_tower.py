@@ -85,29 +85,22 @@ def workload(
             "eager": lambda: eager(pixels, grid),
             "torch.compile": large or peers.compiled(eager, settings, pixels, grid),
             "zentorch": large or peers.compiled(eager, settings, pixels, grid, backend="zentorch"),
-            "transformers": large or _transformers(tower, pixels, grids, layers, dtype, settings),
+            "transformers": large or _transformers(tower, pixels, grids),
         },
     )
 
 
 def _transformers(
-    tower: VisionTower,
-    pixels: torch.Tensor,
-    grids: list[tuple[int, int, int]],
-    layers: int,
-    dtype: torch.dtype,
-    settings: Settings,
+    tower: VisionTower, pixels: torch.Tensor, grids: list[tuple[int, int, int]]
 ) -> harness.Provider | Skip:
     """PaddleOCR-VL's tower with the same weights and torch SDPA, a call a frame."""
-    config = peers.paddleocr_config(layers)
+    config = peers.paddleocr_config(tower.config.num_hidden_layers)
     if isinstance(config, Skip):
         return config
-    module = peers.paddleocr_module(
-        "PaddleOCRVisionModel", config.vision_config, dtype, settings.device
-    )
-    module.load_state_dict(tower.state_dict())
-    grid_thw = torch.tensor(grids, device=settings.device)
-    return lambda: module(pixels[None], grid_thw=grid_thw)
+    state = tower.state_dict()
+    module = peers.paddleocr_module("PaddleOCRVisionModel", config.vision_config, state)
+    grid_thw = torch.tensor(grids, device=pixels.device)
+    return lambda: module(pixels[None], grid_thw=grid_thw).last_hidden_state
 
 
 if __name__ == "__main__":

@@ -85,16 +85,17 @@ def paddleocr_config(num_hidden_layers: int = 27) -> Any:
     )
 
 
-def paddleocr_module(name: str, config: Any, dtype: torch.dtype, device: str) -> Any:
-    """A module of PaddleOCR-VL with random weights in evaluation mode, or why there is none."""
+def paddleocr_module(name: str, config: Any, state: dict[str, torch.Tensor]) -> Any:
+    """A module of PaddleOCR-VL with the given weights, in their dtype, or why there is none."""
     modeling = transformers_models("paddleocr_vl.modeling_paddleocr_vl")
     if isinstance(modeling, Skip):
         return modeling
-    from keye_ops.model import init_random
-
     if hasattr(config, "_attn_implementation"):
         config._attn_implementation = "sdpa"
-    return init_random(getattr(modeling, name)(config)).to(device, dtype).eval()
+    like = next(iter(state.values()))
+    module = getattr(modeling, name)(config).to(like.device, like.dtype).eval()
+    module.load_state_dict(state)
+    return module
 
 
 def versions() -> dict[str, str]:
