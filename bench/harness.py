@@ -458,7 +458,7 @@ def with_gradients(
     def call() -> object:
         out = function(*leaves)
         if not gradients:
-            gradients.append(torch.randn_like(out))
+            gradients.append(torch.randn(out.shape, dtype=out.dtype, device=out.device))
         return torch.autograd.grad(out, leaves, gradients[0])
 
     return call
