@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 Provider = Callable[[], object]
 
-_MEMORY_LIMIT = 16e9  # bytes that one provider may need, with what is available at the moment
+_MEMORY_LIMIT = 8e9  # bytes that one provider may need, where so much is available
 _CALL_LIMIT = 60.0  # seconds: a provider whose one call takes longer is skipped
 _SLOW_CALL = 8.0  # seconds: such a call is not repeated for its own sake
 _FLUSH_BYTES = 256 << 20  # more than any L2

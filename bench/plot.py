@@ -1,4 +1,4 @@
-"""Plots of a benchmark: throughput over size, a panel a group, dtype and mode."""
+"""Plots of a benchmark: throughput over shapes by size, a panel a group, dtype and mode."""
 
 from __future__ import annotations
 
@@ -52,16 +52,17 @@ def _draw(axis: Any, title: str, timings: list[Timing], record: Record) -> None:
         lines.setdefault((timing.role, timing.provider), []).append(timing)
     colours = {"ours": iter(_OURS * 3), "peer": iter(_PEERS * 3), "yardstick": iter(["#888"] * 9)}
     unit = rate(timings[0])[1]
+    shapes = {t.shape: t.size for t in sorted(timings, key=lambda timing: timing.size)}
+    places = {shape: place for place, shape in enumerate(shapes)}
     for number, ((role, provider), line) in enumerate(lines.items()):
-        line = sorted(line, key=lambda timing: timing.size)
-        sizes = [timing.size for timing in line]
+        line = sorted(line, key=lambda timing: places[timing.shape])
         values = [rate(timing)[0] for timing in line]
         spans = [
             [v - v * t.median / t.high for v, t in zip(values, line, strict=True)],
             [v * t.median / t.low - v for v, t in zip(values, line, strict=True)],
         ]
         axis.errorbar(
-            sizes,
+            [places[timing.shape] for timing in line],
             values,
             yerr=spans,
             label=provider,
@@ -75,8 +76,19 @@ def _draw(axis: Any, title: str, timings: list[Timing], record: Record) -> None:
     limit = record.limits.copy if unit == "GB/s" else record.limits.gemm[timings[0].dtype]
     name = "large copy" if unit == "GB/s" else "large matrix product"
     axis.axhline(limit, color="black", linestyle="--", linewidth=1, label=f"{name}, measured")
-    axis.set(xscale="log", yscale="log", xlabel=timings[0].unit, ylabel=unit)
+    axis.set(yscale="log", ylabel=unit, xlim=(-0.3, len(shapes) - 0.7))
+    labels = zip(_short(list(shapes)), shapes.values(), strict=True)
+    unit_of_size = timings[0].unit
+    axis.set_xticks(range(len(shapes)), [f"{name}\n{n} {unit_of_size}" for name, n in labels])
+    axis.tick_params(axis="x", labelsize=7)
     axis.grid(alpha=0.3, which="both", linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(title, fontsize=10)
     axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _short(shapes: list[str]) -> list[str]:
+    """Shapes without the words that all of them share."""
+    parts = [shape.split(", ") for shape in shapes]
+    shared = set.intersection(*map(set, parts)) if len(shapes) > 1 else set()
+    return [", ".join(x for x in one if x not in shared) for one in parts]
