@@ -58,7 +58,7 @@ def workload(rows: int, dtype: torch.dtype, mode: str, settings: Settings) -> Wo
         ours={"keye_ops": harness.in_mode(mode, keye_ops.linear_gelu, inputs)},
         peers={
             "eager": harness.in_mode(mode, eager, inputs),
-            "torch.compile": peers.compiled(eager, settings, *inputs, mode=mode),
+            "torch.compile": peers.compiled(keye_ops.linear_gelu, settings, *inputs, mode=mode),
             "zentorch": _zentorch(inputs, mode, settings),
         },
         yardsticks={"F.linear alone": harness.in_mode(mode, F.linear, inputs)},

@@ -66,7 +66,7 @@ def workload(
     eager = harness.reference(ours)
     inputs = (x, weight, bias)
     copies = harness.copies(harness.bytes_of(x) * (2 if mode == "forward" else 5), device)
-    compiled = peers.compiled(eager, settings, *inputs, mode=mode)
+    compiled = peers.compiled(ours, settings, *inputs, mode=mode)
     return Workload(
         ours={"keye_ops": harness.in_mode(mode, ours, inputs)},
         peers={"eager": harness.in_mode(mode, eager, inputs), "torch.compile": compiled},

@@ -69,8 +69,8 @@ def workload(name: str, dtype: torch.dtype, settings: Settings) -> Workload:
         },
         peers={
             "eager": lambda: eager(*args),
-            "torch.compile": peers.compiled(eager, settings, *args),
-            "zentorch": peers.compiled(eager, settings, *args, backend="zentorch"),
+            "torch.compile": peers.compiled(keye_ops.patch_embed, settings, *args),
+            "zentorch": peers.compiled(keye_ops.patch_embed, settings, *args, backend="zentorch"),
             "conv2d + interpolate + add": convolution,
             "transformers": _transformers(*args[:-1], grids),
         },

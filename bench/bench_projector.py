@@ -64,8 +64,8 @@ def workload(name: str, before: bool, dtype: torch.dtype, settings: Settings) ->
         ours={"keye_ops": lambda: keye_ops.projector(*args)},
         peers={
             "eager": lambda: eager(*args),
-            "torch.compile": peers.compiled(eager, settings, *args),
-            "zentorch": peers.compiled(eager, settings, *args, backend="zentorch"),
+            "torch.compile": peers.compiled(keye_ops.projector, settings, *args),
+            "zentorch": peers.compiled(keye_ops.projector, settings, *args, backend="zentorch"),
             "transformers": _transformers(*args[:-1], grids),
         },
     )

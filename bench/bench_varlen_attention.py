@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,8 +16,6 @@ from keye_ops.cli import main
 TEXT = (1024, 4096, 8192, 16384, 32768)
 # FLOPs: cases beyond are timed forward only, or without the peers that take minutes for them.
 _FULL_LIMIT, _SLOW_PEER_LIMIT = 1.5e12, 4e12
-
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def cases(settings: Settings) -> list[Case]:
@@ -92,8 +89,8 @@ def workload(
             q, k, v, is_causal=causal, enable_gqa=num_heads != num_kv_heads
         )
 
-    by_segment, together = _by_segment(attend, lengths), _together(attend, lengths)
-    dense = _by_segment(partial(_dense, causal=causal), lengths)
+    by_segment, together = peers.by_segment(attend, lengths), peers.together(attend, lengths)
+    dense = peers.by_segment(partial(_dense, causal=causal), lengths)
     scores = num_heads * max(lengths) ** 2 * (harness.size_of(dtype) + 8)
     scores *= 1 if mode == "forward" else 3
     eager = harness.if_it_fits(scores, harness.in_mode(mode, dense, inputs))
@@ -116,26 +113,6 @@ def workload(
             "zentorch": _zentorch(inputs, lengths, causal, mode, settings),
         },
     )
-
-
-def _by_segment(attend: Attention, lengths: list[int]) -> Attention:
-    """A call a segment, as transformers does without FlashAttention; tensors [heads, rows, dim]."""
-
-    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        parts = zip(*(x.transpose(0, 1)[None].split(lengths, 2) for x in (q, k, v)), strict=True)
-        return torch.cat([attend(*part) for part in parts], 2)[0].transpose(0, 1)
-
-    return call
-
-
-def _together(attend: Attention, lengths: list[int]) -> Attention:
-    """One call for all segments, which must have one length."""
-
-    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q, k, v = (x.unflatten(0, (len(lengths), -1)).transpose(1, 2) for x in (q, k, v))
-        return attend(q, k, v).transpose(1, 2).flatten(0, 1)
-
-    return call
 
 
 def _dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
@@ -170,7 +147,7 @@ def _zentorch(
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         return torch.ops.zentorch.zentorch_sdpa(q, k, v, is_causal=causal)[0]
 
-    wrap = _together if len(set(lengths)) == 1 else _by_segment
+    wrap = peers.together if len(set(lengths)) == 1 else peers.by_segment
     return harness.in_mode(mode, wrap(attend, lengths), inputs)
 
 

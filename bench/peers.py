@@ -1,8 +1,8 @@
 """What keye_ops is timed beside, where it is installed: torch.compile, zentorch, transformers.
 
-zentorch (AMD's CPU plug-in, an optional extra of nobody's: ``pip install zentorch`` of the version
-that fits torch) offers an attention op, linear layers with fused activations, and a backend of
-torch.compile.
+zentorch is AMD's CPU plug-in (``pip install zentorch`` of the version that fits torch): an attention
+op, linear layers with fused activations, and a backend of torch.compile. It runs on Intel CPUs too,
+without their AMX tiles.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from keye_ops.bench.harness import Provider, Settings, Skip, in_mode
+from keye_ops.bench.harness import Provider, Settings, Skip, in_mode, reference
+
+import keye_ops
 
 
 def compiled(
@@ -24,7 +26,7 @@ def compiled(
     backend: str = "inductor",
     mode: str = "forward",
 ) -> Provider | Skip:
-    """``function(*args)`` through torch.compile, whose first call compiles.
+    """``function(*args)`` on the references of ops, compiled by torch.compile at the first call.
 
     In mode "full" with the gradients of its arguments, which must be tensors then.
     """
@@ -36,9 +38,58 @@ def compiled(
         return Skip("not with --quick: it has to be compiled first")
     # A fresh start, or the shapes of the case before would make this one dynamic.
     torch.compiler.reset()
-    provider = in_mode(mode, torch.compile(function, backend=backend), args)
+    # The references are chosen outside of the graph, where it breaks nothing.
+    graph = reference(torch.compile(function, backend=backend))
+    provider = in_mode(mode, graph, args)
     provider.compiles = True
     return provider
+
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def by_segment(attend: Attention, lengths: Sequence[int]) -> Attention:
+    """A call a segment, as transformers does without FlashAttention.
+
+    Takes packed [rows, heads, dim]; ``attend`` has [1, heads, rows, dim].
+    """
+    sizes = list(lengths)
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        parts = zip(*(x.transpose(0, 1)[None].split(sizes, 2) for x in (q, k, v)), strict=True)
+        return torch.cat([attend(*part) for part in parts], 2)[0].transpose(0, 1)
+
+    return call
+
+
+def together(attend: Attention, lengths: Sequence[int]) -> Attention:
+    """One call for all segments, which must have one length."""
+    count = len(lengths)
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))
+        return attend(q, k, v).transpose(1, 2).flatten(0, 1)
+
+    return call
+
+
+def with_attention(attend: Attention, provider: Provider | Skip) -> Provider | Skip:
+    """A provider that runs the model, with another function in place of varlen_attention."""
+    if isinstance(provider, Skip):
+        return provider
+
+    def replacement(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return attend(q, k, v)
+
+    def call() -> Any:
+        own, keye_ops.varlen_attention = keye_ops.varlen_attention, replacement
+        try:
+            return provider()
+        finally:
+            keye_ops.varlen_attention = own
+
+    call.compiles = getattr(provider, "compiles", False)
+    return call
 
 
 def zentorch(settings: Settings) -> Any:
