@@ -46,18 +46,20 @@ def workload(op: str, total: int, dtype: torch.dtype, settings: Settings) -> Wor
     x, residual = (harness.random(total, HIDDEN, dtype=dtype, device=device) for _ in range(2))
     weight, bias = (harness.random(HIDDEN, dtype=dtype, device=device) for _ in range(2))
 
-    def eager(x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        total = x + residual if added else x
-        return total, F.layer_norm(total, (HIDDEN,), weight, bias, EPS)
+    def eager(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        total = inputs[0] + inputs[1] if added else inputs[0]
+        normed = F.layer_norm(total, (HIDDEN,), weight, bias, EPS)
+        return (total, normed) if added else (normed,)
 
-    args = (x, residual, weight, bias, EPS) if added else (x, weight, bias, EPS)
+    inputs = (x, residual) if added else (x,)
+    args = (*inputs, weight, bias, EPS)
     function = getattr(keye_ops, op, None)
     absent = Skip(f"keye_ops has no {op}")
     return Workload(
         ours={"keye_ops": absent if function is None else lambda: function(*args)},
         peers={
-            "eager": lambda: eager(x, residual),
-            "torch.compile": peers.compiled(eager, settings, x, residual),
+            "eager": lambda: eager(*inputs),
+            "torch.compile": peers.compiled(eager, settings, *inputs),
         },
         yardsticks=harness.copies((4 if added else 2) * harness.bytes_of(x), device),
     )

@@ -26,7 +26,7 @@ Provider = Callable[[], object]
 _MEMORY_LIMIT = 8e9  # bytes that one provider may need, where so much is available
 _CALL_LIMIT = 60.0  # seconds: a provider whose one call takes longer is skipped
 _SLOW_CALL = 8.0  # seconds: such a call is not repeated for its own sake
-_FLUSH_BYTES = 256 << 20  # more than any L2
+_FLUSH_BYTES = 256 << 20  # more than any GPU's L2
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class Limits:
     @classmethod
     def measure(cls, dtypes: Iterable[torch.dtype], settings: Settings) -> Limits:
         """Time a large copy, and large matrix products of every dtype."""
-        num_bytes = 64 << 20
+        num_bytes = 256 << 20  # more than any cache
         best = _best(copy_of(2 * num_bytes, settings.device), 5, settings.device)
         limits = cls(2 * num_bytes / best / 1e9)
         shapes = [(2048, 2048, 2048), (2048, 1152, 4304), (2048, 4608, 4608)]

@@ -1,7 +1,7 @@
 """What keye_ops is timed beside, where it is installed: torch.compile, zentorch, transformers.
 
-zentorch is AMD's CPU plug-in (``pip install zentorch`` of the version that fits torch): an attention
-op, linear layers with fused activations, and a backend of torch.compile. It runs on Intel CPUs too,
+zentorch is AMD's CPU plug-in (``pip install zentorch``, of the version that fits torch): attention,
+linear layers with fused activations, and a backend of torch.compile. It runs on Intel CPUs too,
 without their AMX tiles.
 """
 

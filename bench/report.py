@@ -152,7 +152,9 @@ def _linearity(group: list[dict[str, Any]]) -> list[str]:
     timings.sort(key=lambda timing: timing["size"])
     times = [f"{t['median'] * 1e3 / t['size']:.1f}" for t in timings]
     counts = [t["shape"].split()[0] for t in timings]
-    return [f"Its time per patch with {', '.join(counts)} thumbnails: {', '.join(times)} µs."]
+    return [
+        f"The tower's time per patch with {', '.join(counts)} thumbnails: {', '.join(times)} µs."
+    ]
 
 
 def _absent(group: list[dict[str, Any]]) -> list[str]:

@@ -61,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     chosen = choose(arguments.ops, arguments.mode, settings)
+    if not any(chosen.values()):
+        raise ValueError(f"no chosen case has --mode {arguments.mode}")
     if arguments.list:
         rows = [
             [case.op, case.shape, case.dtype_name, case.mode, "yes" if case.quick else ""]

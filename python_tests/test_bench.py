@@ -226,6 +226,22 @@ def test_providers_do_the_same_work(op, tiny):
     assert compared or not native
 
 
+def test_add_layer_norm_is_timed_where_it_is(tiny, monkeypatch):
+    def layer_norm(x, weight, bias, eps):
+        return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
+
+    def add_layer_norm(x, residual, *args):
+        return x + residual, layer_norm(x + residual, *args)
+
+    for function in (layer_norm, add_layer_norm):
+        monkeypatch.setattr(keye_ops, function.__name__, function, raising=False)
+    for case in suite.script("add_layer_norm").cases(QUICK):
+        workload = case.build()
+        got, want = outputs(workload.ours["keye_ops"]), outputs(workload.peers["eager"])
+        assert len(got) == len(want) == (2 if case.shape.startswith("add") else 1)
+        assert all(map(torch.equal, got, want))
+
+
 def outputs(provider):
     torch.manual_seed(0)  # for the random gradients of the result
     result = provider()
@@ -302,6 +318,7 @@ def test_list_times_nothing(capsys):
     ("arguments", "message"),
     [
         (["nonsense"], "op must be one of add_layer_norm, linear_gelu, merge_norm, "),
+        (["rope", "--mode", "full"], "no chosen case has --mode full"),
         (["rope", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["rope", "--device", "nonsense"], "--device must be a device that works here"),
     ],
@@ -406,5 +423,5 @@ def test_the_table_has_speed_ups_memory_and_time_per_patch():
     assert row in text
     assert "20 GB/s copied, 900 GFLOP/s in bf16 matrix products." in text
     assert "needs 60 MB at its peak, eager's 100 MB (0.60×)." in text
-    assert "1, 2 thumbnails: 3.9, 3.9 µs." in text
+    assert "The tower's time per patch with 1, 2 thumbnails: 3.9, 3.9 µs." in text
     assert text.endswith("Not installed there: zentorch.")
