@@ -51,7 +51,7 @@ class Settings:
     device: str = "cpu"
     quick: bool = False
     rounds: int = 31
-    seconds: float = 3.0
+    seconds: float = 2.0
     layers: int = 3
     seed: int = 0
 
