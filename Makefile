@@ -18,7 +18,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.dev
-	$(BIN)/python bench/bench_rope.py $(ARGS)
+	$(BIN)/keye-ops bench $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

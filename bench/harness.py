@@ -1,54 +1,415 @@
-"""Timing for all benchmarks: interleaved rounds, medians with spread, this machine's own limits."""
+"""How every benchmark is timed: interleaved rounds, medians with spread, this machine's own limits.
+
+A script ``bench_<op>.py`` lists cases; a case builds providers on random data (never zeros, which
+are faster to multiply); the harness times all providers of a case in turns, so that a drift of the
+machine hits all alike. Nothing here asserts.
+"""
 
 from __future__ import annotations
 
-import argparse
-import json
+import contextlib
+import ctypes
+import math
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-
-import keye_ops
-from keye_ops.table import print_table
+import torch.nn.functional as F
 
 Provider = Callable[[], object]
+
+_MEMORY_LIMIT = 8e9  # bytes that one provider may need, where so much is available
+_CALL_LIMIT = 60.0  # seconds: a provider whose one call takes longer is skipped
+_SLOW_CALL = 8.0  # seconds: such a call is not repeated for its own sake
+_FLUSH_BYTES = 256 << 20  # more than any GPU's L2
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A provider that is not timed, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line chose.
+
+    Attributes:
+        quick: representative shapes only, few rounds, nothing that has to be compiled first.
+        rounds: at most so many timed calls a provider.
+        seconds: about so long for all timed calls of a provider, and three calls at least (one if
+            quick, or if a call takes many seconds).
+        layers: of the vision tower.
+    """
+
+    device: str = "cpu"
+    quick: bool = False
+    rounds: int = 31
+    seconds: float = 2.0
+    layers: int = 3
+    seed: int = 0
+
+
+@dataclass
+class Workload:
+    """The providers of a case; the first of ours is the one that README's table shows.
+
+    Attributes:
+        ours: keye_ops.
+        peers: what a user would otherwise call for the same result.
+        yardsticks: what bounds the case or is a part of it, such as a copy of the same bytes.
+    """
+
+    ours: dict[str, Provider | Skip]
+    peers: dict[str, Provider | Skip]
+    yardsticks: dict[str, Provider | Skip] = field(default_factory=dict)
+
+    def providers(self) -> Iterable[tuple[str, str, Provider | Skip]]:
+        """(role, name, provider) of all."""
+        roles = {"ours": self.ours, "peer": self.peers, "yardstick": self.yardsticks}
+        for role, providers in roles.items():
+            for name, provider in providers.items():
+                yield role, name, provider
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op on one shape.
+
+    Attributes:
+        op: name of the script without ``bench_``.
+        group: cases of one group are one line in a plot.
+        shape: what is processed, in words.
+        size: how many of ``unit`` that is.
+        dtype: of weights and activations.
+        num_bytes: least traffic with memory.
+        flops: useful floating-point operations; 0 for an op that only moves data.
+        build: makes the inputs and the providers.
+        mode: ``"forward"``, or ``"full"`` for forward and backward.
+        quick: part of ``--quick``.
+        headline: the op's row in README's table.
+    """
+
+    op: str
+    group: str
+    shape: str
+    size: int
+    dtype: torch.dtype
+    num_bytes: int
+    flops: int
+    build: Callable[[], Workload]
+    unit: str = "patches"
+    mode: str = "forward"
+    quick: bool = False
+    headline: bool = False
+
+    @property
+    def dtype_name(self) -> str:
+        """Without ``torch.``."""
+        return str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One provider on one shape, in milliseconds."""
+    """One provider on one case; times in milliseconds."""
 
+    op: str
+    group: str
     shape: str
+    size: int
+    unit: str
+    dtype: str
+    mode: str
+    headline: bool
+    role: str  # "ours", "peer" or "yardstick"
     provider: str
     median: float
     low: float  # 20th percentile
     high: float  # 80th percentile
-    gigabytes_per_second: float
-    percent_of_copy: float
+    rounds: int
+    num_bytes: int
+    flops: int
+    percent_of_limit: float
+    limit: str  # "copy" or "gemm": what bounds the case
+    peak_bytes: int | None  # memory that one call needs at its peak, or None if unknown
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """At the least possible traffic."""
+        return self.num_bytes / self.median / 1e6
+
+    @property
+    def gigaflops_per_second(self) -> float:
+        """Useful ones only."""
+        return self.flops / self.median / 1e6
 
 
-def measure(providers: dict[str, Provider], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every provider; one call of each a round, so that drifts hit all alike."""
-    times: dict[str, list[float]] = {name: [] for name in providers}
-    for provider in providers.values():
+@dataclass(frozen=True)
+class Skipped:
+    """A provider that was not timed on a case."""
+
+    op: str
+    shape: str
+    dtype: str
+    mode: str
+    provider: str
+    reason: str
+
+
+@dataclass
+class Limits:
+    """What this machine can do, measured in the run that is compared with it.
+
+    Attributes:
+        copy: GB/s read and written by a copy far larger than the caches.
+        gemm: GFLOP/s of the best F.linear of a few large shapes, by dtype.
+    """
+
+    copy: float
+    gemm: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def measure(cls, dtypes: Iterable[torch.dtype], settings: Settings) -> Limits:
+        """Time a large copy, and large matrix products of every dtype."""
+        num_bytes = 256 << 20  # more than any cache
+        best = _best(copy_of(2 * num_bytes, settings.device), 5, settings.device)
+        limits = cls(2 * num_bytes / best / 1e9)
+        shapes = [(2048, 2048, 2048), (2048, 1152, 4304), (2048, 4608, 4608)]
+        for dtype in dtypes:
+            rates = []
+            for m, k, n in shapes[: 2 if settings.quick else 3]:
+                x, weight = (torch.randn(r, k, device=settings.device).to(dtype) for r in (m, n))
+                linear = lambda x=x, weight=weight: F.linear(x, weight)  # noqa: E731
+                rates.append(2 * m * k * n / _best(linear, 5, settings.device) / 1e9)
+            limits.gemm[str(dtype).removeprefix("torch.")] = max(rates)
+        return limits
+
+    def milliseconds(self, case: Case, copy: float | None = None) -> tuple[float, str]:
+        """The least time of a case, and what bounds it; ``copy`` is the case's own GB/s."""
+        moving = case.num_bytes / (copy or self.copy) / 1e6
+        computing = case.flops / self.gemm[case.dtype_name] / 1e6 if case.flops else 0.0
+        return max(moving, computing), "gemm" if computing > moving else "copy"
+
+
+# ---- formulas ----
+
+
+def attention_flops(
+    lengths: Sequence[int],
+    num_heads: int,
+    head_dim: int,
+    causal: bool = False,
+    mode: str = "forward",
+) -> int:
+    """Useful ones at the true head_dim: 4 S² H D a segment, half if causal; backward is 2.5 x."""
+    forward = sum(4 * s * s for s in lengths) * num_heads * head_dim // (2 if causal else 1)
+    return forward if mode == "forward" else forward * 7 // 2
+
+
+def linear_flops(m: int, k: int, n: int, mode: str = "forward") -> int:
+    """2 M K N; three times that with the gradients of x and weight."""
+    return 2 * m * k * n * (1 if mode == "forward" else 3)
+
+
+# ---- timing ----
+
+
+@dataclass
+class Measured:
+    """Milliseconds of every call by provider, peak bytes of one, and why others have no times."""
+
+    times: dict[str, list[float]] = field(default_factory=dict)
+    peaks: dict[str, int | None] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _best(provider: Provider, calls: int, device: str) -> float:
+    """Seconds of the fastest call."""
+    return min(_seconds(provider, device) for _ in range(calls + 1))
+
+
+def _seconds(provider: Provider, device: str, flush: torch.Tensor | None = None) -> float:
+    if flush is not None:
+        flush.add_(1)  # evicts what the last provider left in L2
+    synchronize(device)
+    begin = time.perf_counter()
+    provider()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def measure(
+    providers: dict[str, Provider], settings: Settings, progress: Callable[[str], object] = str
+) -> Measured:
+    """Time all providers in turns.
+
+    A round calls each provider once. One that is slow takes part in fewer rounds, evenly spread.
+    """
+    flush = None
+    if settings.device.startswith("cuda"):
+        shape = (_FLUSH_BYTES // 4,)
+        flush = torch.randint(0, 9, shape, dtype=torch.int32, device=settings.device)
+    result = Measured()
+    turns: dict[str, int] = {}
+    for name, provider in providers.items():
+        progress(name)
+        try:
+            seconds, result.peaks[name] = _warm_up(provider, settings.device)
+        except Exception as error:  # a peer that breaks is no reason to lose the others
+            first_line = (str(error).splitlines() or [""])[0]
+            result.failed[name] = f"failed: {type(error).__name__}: {first_line}"[:200]
+            continue
+        if seconds > _CALL_LIMIT:
+            result.failed[name] = f"one call takes {seconds:.0f} s"
+            continue
+        least = 1 if settings.quick or seconds > _SLOW_CALL else 3
+        turns[name] = min(settings.rounds, max(least, int(settings.seconds / seconds)))
+    result.times = {name: [] for name in turns}
+    rounds = max(turns.values(), default=0)
+    for index in range(rounds):
+        for name, count in turns.items():
+            if (index + 1) * count // rounds > index * count // rounds:
+                progress(name)
+                seconds = _seconds(providers[name], settings.device, flush)
+                result.times[name].append(seconds * 1e3)
+    return result
+
+
+def _warm_up(provider: Provider, device: str) -> tuple[float, int | None]:
+    """Seconds and peak memory of a call after the one that faults pages in, or compiles."""
+    begin = time.perf_counter()
+    peak = peak_bytes(provider, device)
+    synchronize(device)
+    seconds = time.perf_counter() - begin
+    if seconds > _SLOW_CALL and not getattr(provider, "compiles", False):
+        return seconds, peak
+    begin = time.perf_counter()
+    peak = peak_bytes(provider, device)
+    synchronize(device)
+    return time.perf_counter() - begin, peak
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, 20th and 80th percentile (of the values themselves, not interpolated)."""
+    ordered = sorted(values)
+    fifth = len(ordered) // 5
+    return statistics.median(ordered), ordered[fifth], ordered[-1 - fifth]
+
+
+def run_case(
+    case: Case, settings: Settings, limits: Limits, progress: Callable[[str], object] = str
+) -> tuple[list[Timing], list[Skipped]]:
+    """Build a case and time its providers."""
+    torch.manual_seed(settings.seed)
+    where = (case.op, case.shape, case.dtype_name, case.mode)
+    with torch.inference_mode() if case.mode == "forward" else contextlib.nullcontext():
+        workload = case.build()
+        roles, providers, skipped = {}, {}, []
+        for role, name, provider in workload.providers():
+            if isinstance(provider, Skip):
+                skipped.append(Skipped(*where, name, provider.reason))
+            else:
+                roles[name], providers[name] = role, provider
+        measured = measure(providers, settings, progress)
+    skipped += [Skipped(*where, name, reason) for name, reason in measured.failed.items()]
+    times = measured.times
+    # Small data stays in the caches, for the op as for a copy: take the copy that was timed beside.
+    copy = case.num_bytes / statistics.median(times["copy"]) / 1e6 if "copy" in times else None
+    least, limit = limits.milliseconds(case, copy)
+    timings = []
+    for name, values in times.items():
+        median, low, high = spread(values)
+        timings.append(
+            Timing(
+                op=case.op,
+                group=case.group,
+                shape=case.shape,
+                size=case.size,
+                unit=case.unit,
+                dtype=case.dtype_name,
+                mode=case.mode,
+                headline=case.headline,
+                role=roles[name],
+                provider=name,
+                median=median,
+                low=low,
+                high=high,
+                rounds=len(values),
+                num_bytes=case.num_bytes,
+                flops=case.flops,
+                percent_of_limit=100 * least / median,
+                limit=limit,
+                peak_bytes=measured.peaks[name],
+            )
+        )
+    return timings, skipped
+
+
+# ---- memory ----
+
+
+def peak_bytes(provider: Provider, device: str) -> int | None:
+    """Memory that one call needs at its peak beyond what is held before it, its result included.
+
+    On the CPU the growth of the process's resident high-water mark, which Linux lets us reset; so
+    buffers of native code count too. None where that cannot be read.
+    """
+    if device.startswith("cuda"):
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
         provider()
+        return torch.cuda.max_memory_allocated() - held
+    try:
+        _return_free_memory()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_bytes("VmRSS")
         provider()
-    for _ in range(rounds):
-        for name, provider in providers.items():
-            begin = time.perf_counter()
-            provider()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[name].append((time.perf_counter() - begin) * 1e3)
-    return times
+        return max(_status_bytes("VmHWM") - before, 0)
+    except (OSError, KeyError):
+        return None
+
+
+def _return_free_memory() -> None:
+    """Give freed memory back to the system; what stays resident would hide a call's needs."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _status_bytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)[key].split()[0]) * 1024
+
+
+def available_bytes() -> float:
+    """Memory that is free for the taking, or the harness's own limit where that is unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return int(dict(line.split(":", 1) for line in lines)["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return math.inf
+
+
+def if_it_fits(num_bytes: float, provider: Provider) -> Provider | Skip:
+    """The provider, or a Skip if it needs more memory than there is."""
+    limit = min(_MEMORY_LIMIT, 0.8 * available_bytes())
+    if num_bytes <= limit:
+        return provider
+    return Skip(f"needs {num_bytes / 1e9:.0f} GB of memory")
+
+
+# ---- yardsticks ----
 
 
 def copy_of(num_bytes: int, device: str) -> Provider:
@@ -64,88 +425,89 @@ def clone_of(num_bytes: int, device: str) -> Provider:
     return source.clone
 
 
-def compare(
-    shape: str, providers: dict[str, Provider], num_bytes: int, rounds: int, device: str = "cpu"
-) -> list[Timing]:
-    """Time all providers beside a copy of the same bytes."""
-    copies = {"copy": copy_of(num_bytes, device)}
-    copies["copy into fresh memory"] = clone_of(num_bytes, device)
-    times = measure(copies | providers, rounds)
-    copy = statistics.median(times["copy"])
-    timings = []
-    for provider, values in times.items():
-        ordered = sorted(values)
-        median = statistics.median(values)
-        timings.append(
-            Timing(
-                shape,
-                provider,
-                median,
-                ordered[len(ordered) // 5],
-                ordered[-1 - len(ordered) // 5],
-                num_bytes / median / 1e6,
-                100 * copy / median,
-            )
-        )
-    return timings
-
-
-def report(title: str, timings: Sequence[Timing]) -> None:
-    """Print a table."""
-    columns = ["shape", "provider", "ms", "20 %", "80 %", "GB/s", "% of copy"]
-    rows = [
-        [
-            t.shape,
-            t.provider,
-            f"{t.median:.3f}",
-            f"{t.low:.3f}",
-            f"{t.high:.3f}",
-            f"{t.gigabytes_per_second:.1f}",
-            f"{t.percent_of_copy:.0f}",
-        ]
-        for t in timings
-    ]
-    print_table(title, columns, rows)
-
-
-def save(path: Path, timings: Sequence[Timing]) -> None:
-    """Write the timings with everything needed to repeat them."""
-    # In the folder of this file: the benchmark may be run from anywhere.
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).resolve().parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    facts = {
-        "keye_ops": keye_ops.__version__,
-        "commit": commit,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "command": sys.argv,
-        "timings": [asdict(t) for t in timings],
+def copies(num_bytes: int, device: str) -> dict[str, Provider | Skip]:
+    """Both copies, by the names that the tables use."""
+    return {
+        "copy": copy_of(num_bytes, device),
+        "copy into fresh memory": clone_of(num_bytes, device),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"saved {path}")
 
 
-def cpu_name() -> str:
-    """The CPU's name and core count."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores"
+# ---- what the scripts share ----
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """Options that every benchmark takes."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also save the timings")
-    return parser.parse_args()
+def bytes_of(*tensors: torch.Tensor) -> int:
+    """Sum of the tensors' sizes."""
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def random(
+    *shape: int, dtype: torch.dtype, device: str = "cpu", scale: float = 1.0
+) -> torch.Tensor:
+    """Normal values."""
+    return (torch.randn(*shape, device=device) * scale).to(dtype)
+
+
+def with_gradients(
+    function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]
+) -> Provider:
+    """Forward and backward of ``function(*inputs)`` for random gradients of its result."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    gradients: list[torch.Tensor] = []
+
+    def call() -> object:
+        out = function(*leaves)
+        if not gradients:
+            gradients.append(torch.randn(out.shape, dtype=out.dtype, device=out.device))
+        return torch.autograd.grad(out, leaves, gradients[0])
+
+    return call
+
+
+def in_mode(mode: str, function: Callable[..., Any], inputs: Sequence[Any]) -> Provider:
+    """``function(*inputs)`` alone, or with its gradients."""
+    return with_gradients(function, inputs) if mode == "full" else lambda: function(*inputs)
+
+
+def environment() -> dict[str, str]:
+    """Variables that change what the CPU libraries run."""
+    prefixes = ("KEYE_OPS_", "ONEDNN_", "DNNL_", "OMP_", "KMP_", "MKL_", "ATEN_", "ZENTORCH_")
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith((*prefixes, "ZENDNN_"))}
+
+
+SHAPES: dict[str, list[tuple[int, int, int]]] = {
+    "image 378²": [(1, 27, 27)],
+    "image 392²": [(1, 28, 28)],  # where 2 x 2 patches are merged
+    "1-megapixel image": [(1, 72, 72)],
+    "64 thumbnails": [(1, 16, 16)] * 64,
+    "60-frame clip": [(60, 16, 20)],
+    "1000-frame clip": [(1000, 12, 16)],
+}
+MERGED = [name for name in SHAPES if name != "image 378²"]
+UNMERGED = [name for name in SHAPES if name != "image 392²"]
+
+
+def patches(name: str) -> int:
+    """Patches of a shape."""
+    return sum(math.prod(grid) for grid in SHAPES[name])
+
+
+def frame_lengths(name: str) -> list[int]:
+    """Patches of every frame: the attention segments of Keye-VL-1.5."""
+    return [h * w for t, h, w in SHAPES[name] for _ in range(t)]
+
+
+def size_of(dtype: torch.dtype) -> int:
+    """Bytes a value."""
+    return torch.empty(0, dtype=dtype).element_size()
+
+
+def reference(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function on the PyTorch references of all ops."""
+    from keye_ops import dispatch
+
+    def call(*args: Any) -> Any:
+        with dispatch.backend("reference"):
+            return function(*args)
+
+    return call

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from keye_ops import demo, generate_command, info, parity
+from keye_ops import bench_command, demo, generate_command, info, parity
 from keye_ops._version import __version__
 
 
@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"keye-ops {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in (("demo", demo), ("info", info), ("parity", parity)):
+    modules = {"demo": demo, "info": info, "bench": bench_command, "parity": parity}
+    for name, module in modules.items():
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
