@@ -22,7 +22,8 @@ struct BackwardScratch {
   // Of every tile of queries.
   W *q_columns, *dout_columns;  // [words, kTile]
   W *q_rows, *dout_rows;        // [kTile / kElements, columns]
-  S *lse, *delta;               // [kTile]; lse in powers of 2
+  S *lse, *lse_low;             // [kTile], powers of 2; low is what rounding took from lse
+  S* delta;                     // [kTile], sums of out * dout
   S* dq;                        // [columns, kTile]
   // Of one block of keys.
   W *k_rows, *v_rows;    // [kKeyBlock, words]
@@ -46,6 +47,7 @@ struct BackwardScratch {
     q_rows = arena.take<W>(num_tiles * (kTile / e) * columns);
     dout_rows = arena.take<W>(num_tiles * (kTile / e) * columns);
     lse = arena.take<S>(num_tiles * kTile);
+    lse_low = arena.take<S>(num_tiles * kTile);
     delta = arena.take<S>(num_tiles * kTile);
     dq = arena.take<S>(num_tiles * columns * kTile);
     k_rows = arena.take<W>(int64_t{kKeyBlock} * words);
@@ -120,17 +122,18 @@ struct Scale {
 
 // One key's weights and the gradients of its scores, for a tile of queries.
 KEYE_HOST_DEVICE void differentiate(float* scores, float* dweights, const float* lse,
-                                    const float* delta, Scale<float> scale) {
+                                    const float* lse_low, const float* delta, Scale<float> scale) {
   for (int i = 0; i < kTile; i += kSimdWidth) {
     const Floats x = load_vector(scores + i) * scale.log2_factor - load_vector(lse + i);
-    const Floats weight = exp2_nonpositive(x);
+    const Floats weight = exp2_nonpositive(x, -load_vector(lse_low + i));
     const Floats difference = load_vector(dweights + i) - load_vector(delta + i);
     store_vector(scores + i, weight);
     store_vector(dweights + i, weight * difference * scale.factor);
   }
 }
 KEYE_HOST_DEVICE void differentiate(double* scores, double* dweights, const double* lse,
-                                    const double* delta, Scale<double> scale) {
+                                    const double* /*lse_low*/, const double* delta,
+                                    Scale<double> scale) {
   for (int i = 0; i < kTile; i++) {
     scores[i] = std::exp2(scores[i] * scale.log2_factor - lse[i]);
     dweights[i] = scores[i] * (dweights[i] - delta[i]) * scale.factor;
@@ -168,8 +171,8 @@ void add_tile(const VarlenAttentionParams& params, BackwardScratch<W>& scratch, 
     S* dscores = scratch.dweights + j * kTile;
     int hidden = kTile;
     if (j < count) {
-      differentiate(weights, dscores, scratch.lse + tile * kTile, scratch.delta + tile * kTile,
-                    scale);
+      differentiate(weights, dscores, scratch.lse + tile * kTile, scratch.lse_low + tile * kTile,
+                    scratch.delta + tile * kTile, scale);
       const int64_t seen = first_row_seeing(params.causal, first_key + j, num_rows, num_keys) - row;
       hidden = static_cast<int>(seen < 0 ? 0 : seen < kTile ? seen : kTile);
     }
@@ -215,8 +218,10 @@ void pack_queries(const VarlenAttentionParams& params, BackwardScratch<W>& scrat
   const S* lse = static_cast<const S*>(params.softmax_lse) + head * params.total_q + row;
   for (int r = 0; r < kTile; r++) {
     const bool exists = r < rows;
-    scratch.lse[tile * kTile + r] =
-        exists ? static_cast<S>(static_cast<double>(lse[r]) * 1.4426950408889634074) : 0;
+    const double log2_sum = exists ? static_cast<double>(lse[r]) * 1.4426950408889634074 : 0;
+    const S high = static_cast<S>(log2_sum);
+    scratch.lse[tile * kTile + r] = high;
+    scratch.lse_low[tile * kTile + r] = std::isfinite(high) ? static_cast<S>(log2_sum - high) : 0;
     scratch.delta[tile * kTile + r] = exists ? dot_rows(out + r * params.out.stride_row,
                                                         dout + r * params.dout.stride_row, head_dim)
                                              : 0;
