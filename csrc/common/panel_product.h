@@ -218,13 +218,19 @@ struct TileRegisters {
 
 // ---- packing ----
 
-// A row of x as words, with zeros up to `words`. factor is exact: -1, 0 or 1.
+// A row of x as words, with zeros up to `words`, and where words are pairs up to 15 behind them:
+// pack rows in order, and leave kRowSlack behind the last. factor is exact: -1, 0 or 1.
+constexpr int kRowSlack = 16;
 template <class T, class W>
 KEYE_HOST_DEVICE void pack_row(const T* x, int size, W* row, int words, Sum<W> factor = 1) {
   if constexpr (std::is_same_v<W, BFloat16Pair>) {
-    std::memcpy(row, x, size * sizeof(T));
-    std::memset(reinterpret_cast<char*>(row) + size * sizeof(T), 0,
-                words * sizeof(W) - size * sizeof(T));
+#if defined(__AVX512BF16__)
+    for (int w = 0; w < words; w += 16) {
+      const int rest = size - 2 * w;
+      const __mmask32 mask = rest >= 32 ? ~__mmask32{0} : rest <= 0 ? 0 : (__mmask32{1} << rest) - 1;
+      _mm512_storeu_si512(row + w, _mm512_maskz_loadu_epi16(mask, x + 2 * w));
+    }
+#endif
     if (factor == 1) return;
     auto* values = reinterpret_cast<BFloat16*>(row);
     for (int d = 0; d < size; d++) store(values + d, load(values + d) * factor);

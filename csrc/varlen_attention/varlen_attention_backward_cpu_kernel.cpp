@@ -50,8 +50,8 @@ struct BackwardScratch {
     lse_low = arena.take<S>(num_tiles * kTile);
     delta = arena.take<S>(num_tiles * kTile);
     dq = arena.take<S>(num_tiles * columns * kTile);
-    k_rows = arena.take<W>(int64_t{kKeyBlock} * words);
-    v_rows = arena.take<W>(int64_t{kKeyBlock} * words);
+    k_rows = arena.take<W>(int64_t{kKeyBlock} * words + kRowSlack);
+    v_rows = arena.take<W>(int64_t{kKeyBlock} * words + kRowSlack);
     k_columns = arena.take<W>(int64_t{columns} * (kKeyBlock / e));
     dk = arena.take<S>(int64_t{kKeyBlock} * columns);
     dv = arena.take<S>(int64_t{kKeyBlock} * columns);

@@ -40,7 +40,7 @@ struct ForwardScratch {
     padded_rows = (rows + kQueryTile - 1) / kQueryTile * kQueryTile;
     const int64_t all = group * padded_rows;
     const int row_words = round_up(key_words > value_columns ? key_words : value_columns, 16);
-    q = arena.take<W>(all * key_words + 16);
+    q = arena.take<W>(all * key_words + kRowSlack);
     k = arena.take<W>(int64_t{kKeyBlock} * round_up(key_words, 16));
     v = arena.take<W>(int64_t{kKeyBlock} / kElements<W> * value_columns);
     visible_v = arena.take<W>(int64_t{kKeyBlock} / kElements<W> * value_columns);
@@ -86,10 +86,9 @@ void pack_keys(const T* k, int64_t stride, int head_dim, int64_t first, int coun
   }
 }
 
-// Keys [first, first + count) of V as rows (of pairs), zeros up to whole units. Says whether one of
-// them is not finite.
+// Keys [first, first + count) of V as rows (of pairs), zeros up to whole units.
 template <class T, class W>
-bool pack_values(const T* v, int64_t stride, int head_dim, int64_t first, int count,
+void pack_values(const T* v, int64_t stride, int head_dim, int64_t first, int count,
                  ForwardScratch<W>& scratch) {
   constexpr int kStep = kElements<W>;
   const int columns = scratch.value_columns;
@@ -109,9 +108,16 @@ bool pack_values(const T* v, int64_t stride, int head_dim, int64_t first, int co
                  reinterpret_cast<const uint16_t*>(pair[1]), row, columns);
     }
   }
+}
+
+// Whether a packed value is not finite.
+template <class W>
+bool has_special_values(const ForwardScratch<W>& scratch, int count) {
+  const int64_t words =
+      int64_t{round_up(count, kInnerUnit<W> * kElements<W>)} / kElements<W> * scratch.value_columns;
   bool special = false;
-  for (int64_t i = 0; i < int64_t{padded} / kStep * columns; i++) {
-    if constexpr (kStep == 1) {
+  for (int64_t i = 0; i < words; i++) {
+    if constexpr (kElements<W> == 1) {
       special |= !(std::fabs(scratch.v[i]) <= std::numeric_limits<Sum<W>>::max());
     } else {
       const uint32_t bits = scratch.v[i].bits;
@@ -119,6 +125,11 @@ bool pack_values(const T* v, int64_t stride, int head_dim, int64_t first, int co
     }
   }
   return special;
+}
+
+KEYE_HOST_DEVICE Floats weight_of(const float*, Floats x) { return exp2_nonpositive(x); }
+KEYE_HOST_DEVICE Floats weight_of(const BFloat16Pair*, Floats x) {
+  return exp2_nonpositive_fast(x);
 }
 
 KEYE_HOST_DEVICE void store_weights(float* weights, int at, Floats low, Floats high) {
@@ -153,8 +164,9 @@ float soften(float* scores, W* weights, int count, int padded, float factor, flo
   const float reference = max == kNone ? 0.0f : max * factor;
   Floats total = {}, total_too = {};
   for (int i = 0; i < end; i += kStep) {
-    const Floats low = exp2_nonpositive(load_vector(scores + i) * factor - reference);
-    const Floats high = exp2_nonpositive(load_vector(scores + i + kSimdWidth) * factor - reference);
+    const Floats low = weight_of(weights, load_vector(scores + i) * factor - reference);
+    const Floats high =
+        weight_of(weights, load_vector(scores + i + kSimdWidth) * factor - reference);
     total += low;
     total_too += high;
     store_weights(weights, i, low, high);
@@ -284,7 +296,8 @@ void attend_segment(const VarlenAttentionParams& params, const AttentionTask& ta
   for (int64_t key = 0; key < last; key += kKeyBlock) {
     const int count = static_cast<int>(last - key < kKeyBlock ? last - key : kKeyBlock);
     pack_keys(k, params.k.stride_row, head_dim, key, count, scratch);
-    const bool special = pack_values(v, params.v.stride_row, head_dim, key, count, scratch);
+    pack_values(v, params.v.stride_row, head_dim, key, count, scratch);
+    const bool special = params.causal && has_special_values(scratch, count);
     for (int64_t row = begin; row < end; row += kQueryTile) {
       const int rows = static_cast<int>(end - row < kQueryTile ? end - row : kQueryTile);
       int counts[kQueryTile];
