@@ -37,7 +37,8 @@ KEYE_HOST_DEVICE Floats exp2_nonpositive(Floats x) {
 }
 KEYE_HOST_DEVICE Floats exp2_nonpositive(Floats x, Floats low) {
   Floats f, factor;
-  split_power(x, [low](Floats rest) __attribute__((always_inline)) { return rest + low; }, f, factor);
+  split_power(
+      x, [low](Floats rest) __attribute__((always_inline)) { return rest + low; }, f, factor);
   return exp2_polynomial(f, factor);
 }
 // One step less, for what becomes bf16: relative error below 2e-7.

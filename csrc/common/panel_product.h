@@ -137,39 +137,47 @@ inline void multiply(const double* a, int64_t a_stride, const double* b, int64_t
 
 // 32 x 32 sums in four registers of 16 x 16, or fewer.
 template <bool kTwoRows, bool kTwoColumns>
-KEYE_HOST_DEVICE void multiply_amx_tile(const BFloat16Pair* a, int64_t a_stride,
-                                        const BFloat16Pair* b, int64_t b_stride, float* c,
-                                        int64_t c_stride, int inner, bool accumulate) {
-  const int64_t a_bytes = a_stride * 4, b_bytes = b_stride * 4, c_bytes = c_stride * 4;
+KEYE_HOST_DEVICE void start_amx_tile(const float* c, int64_t c_stride, bool accumulate) {
+  const int64_t bytes = c_stride * 4;
   if (accumulate) {
-    _tile_loadd(0, c, c_bytes);
-    if constexpr (kTwoColumns) _tile_loadd(1, c + 16, c_bytes);
-    if constexpr (kTwoRows) _tile_loadd(2, c + 16 * c_stride, c_bytes);
-    if constexpr (kTwoRows && kTwoColumns) _tile_loadd(3, c + 16 * c_stride + 16, c_bytes);
+    _tile_loadd(0, c, bytes);
+    if constexpr (kTwoColumns) _tile_loadd(1, c + 16, bytes);
+    if constexpr (kTwoRows) _tile_loadd(2, c + 16 * c_stride, bytes);
+    if constexpr (kTwoRows && kTwoColumns) _tile_loadd(3, c + 16 * c_stride + 16, bytes);
   } else {
     _tile_zero(0);
     if constexpr (kTwoColumns) _tile_zero(1);
     if constexpr (kTwoRows) _tile_zero(2);
     if constexpr (kTwoRows && kTwoColumns) _tile_zero(3);
   }
-  for (int k = 0; k < inner; k += 16) {
-    _tile_loadd(6, b + k * b_stride, b_bytes);
-    _tile_loadd(4, a + k, a_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (kTwoColumns) {
-      _tile_loadd(7, b + k * b_stride + 16, b_bytes);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if constexpr (kTwoRows) {
-      _tile_loadd(5, a + 16 * a_stride + k, a_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (kTwoColumns) _tile_dpbf16ps(3, 5, 7);
-    }
+}
+
+// Sixteen words of the inner dimension.
+template <bool kTwoRows, bool kTwoColumns>
+KEYE_HOST_DEVICE void add_amx_tile(const BFloat16Pair* a, int64_t a_stride, const BFloat16Pair* b,
+                                   int64_t b_stride) {
+  const int64_t a_bytes = a_stride * 4, b_bytes = b_stride * 4;
+  _tile_loadd(6, b, b_bytes);
+  _tile_loadd(4, a, a_bytes);
+  _tile_dpbf16ps(0, 4, 6);
+  if constexpr (kTwoColumns) {
+    _tile_loadd(7, b + 16, b_bytes);
+    _tile_dpbf16ps(1, 4, 7);
   }
-  _tile_stored(0, c, c_bytes);
-  if constexpr (kTwoColumns) _tile_stored(1, c + 16, c_bytes);
-  if constexpr (kTwoRows) _tile_stored(2, c + 16 * c_stride, c_bytes);
-  if constexpr (kTwoRows && kTwoColumns) _tile_stored(3, c + 16 * c_stride + 16, c_bytes);
+  if constexpr (kTwoRows) {
+    _tile_loadd(5, a + 16 * a_stride, a_bytes);
+    _tile_dpbf16ps(2, 5, 6);
+    if constexpr (kTwoColumns) _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+template <bool kTwoRows, bool kTwoColumns>
+KEYE_HOST_DEVICE void store_amx_tile(float* c, int64_t c_stride) {
+  const int64_t bytes = c_stride * 4;
+  _tile_stored(0, c, bytes);
+  if constexpr (kTwoColumns) _tile_stored(1, c + 16, bytes);
+  if constexpr (kTwoRows) _tile_stored(2, c + 16 * c_stride, bytes);
+  if constexpr (kTwoRows && kTwoColumns) _tile_stored(3, c + 16 * c_stride + 16, bytes);
 }
 
 // Writes whole kRowUnits of rows.
@@ -179,9 +187,14 @@ inline void multiply(const BFloat16Pair* a, int64_t a_stride, const BFloat16Pair
   for (int column = 0; column < columns; column += 32) {
     for (int row = 0; row < rows; row += 32) {
       const auto tile = [&](auto two_rows, auto two_columns) {
-        multiply_amx_tile<decltype(two_rows)::value, decltype(two_columns)::value>(
-            a + row * a_stride, a_stride, b + column, b_stride, c + row * c_stride + column,
-            c_stride, inner, accumulate);
+        constexpr bool kRows = decltype(two_rows)::value, kColumns = decltype(two_columns)::value;
+        float* sums = c + row * c_stride + column;
+        start_amx_tile<kRows, kColumns>(sums, c_stride, accumulate);
+        for (int k = 0; k < inner; k += 16) {
+          add_amx_tile<kRows, kColumns>(a + row * a_stride + k, a_stride, b + k * b_stride + column,
+                                        b_stride);
+        }
+        store_amx_tile<kRows, kColumns>(sums, c_stride);
       };
       const bool two_rows = rows - row > 16, two_columns = columns - column > 16;
       if (two_rows && two_columns) tile(std::true_type{}, std::true_type{});
@@ -191,6 +204,81 @@ inline void multiply(const BFloat16Pair* a, int64_t a_stride, const BFloat16Pair
     }
   }
 }
+
+// The same products, a step of the inner dimension at a time, so that they run between other work:
+// the tile unit is one of its own, and the sums stay in its registers.
+template <class W>
+class ProductQueue;
+template <>
+class ProductQueue<BFloat16Pair> {
+ public:
+  void add(const BFloat16Pair* a, int64_t a_stride, const BFloat16Pair* b, int64_t b_stride,
+           float* c, int64_t c_stride, int rows, int columns, int inner, bool accumulate) {
+    for (int column = 0; column < columns; column += 32) {
+      for (int row = 0; row < rows; row += 32) {
+        if (end_ == kCapacity) run_all();
+        jobs_[end_++] = {a + row * a_stride,
+                         b + column,
+                         c + row * c_stride + column,
+                         a_stride,
+                         b_stride,
+                         c_stride,
+                         inner,
+                         (rows - row > 16 ? 2 : 0) + (columns - column > 16 ? 1 : 0),
+                         accumulate};
+        steps_ += inner / 16;
+      }
+    }
+  }
+
+  // An equal share of what is queued, where it will be asked `times` times in all.
+  void run_some(int times) {
+    for (int i = (steps_ + times - 1) / times; i > 0; i--) step();
+  }
+  void run_all() {
+    while (steps_ > 0) step();
+    begin_ = end_ = 0;
+  }
+
+ private:
+  struct Job {
+    const BFloat16Pair *a, *b;
+    float* c;
+    int64_t a_stride, b_stride, c_stride;
+    int inner, shape;
+    bool accumulate;
+  };
+
+  void step() {
+    const Job& job = jobs_[begin_];
+    switch (job.shape) {
+      case 0:
+        return step_of<false, false>(job);
+      case 1:
+        return step_of<false, true>(job);
+      case 2:
+        return step_of<true, false>(job);
+      default:
+        return step_of<true, true>(job);
+    }
+  }
+  template <bool kTwoRows, bool kTwoColumns>
+  KEYE_HOST_DEVICE void step_of(const Job& job) {
+    if (k_ == 0) start_amx_tile<kTwoRows, kTwoColumns>(job.c, job.c_stride, job.accumulate);
+    add_amx_tile<kTwoRows, kTwoColumns>(job.a + k_, job.a_stride, job.b + k_ * job.b_stride,
+                                        job.b_stride);
+    k_ += 16;
+    steps_--;
+    if (k_ < job.inner) return;
+    store_amx_tile<kTwoRows, kTwoColumns>(job.c, job.c_stride);
+    k_ = 0;
+    begin_++;
+  }
+
+  static constexpr int kCapacity = 64;
+  Job jobs_[kCapacity];
+  int begin_ = 0, end_ = 0, k_ = 0, steps_ = 0;
+};
 
 // While it lives the tile registers are 16 rows of 64 bytes.
 class TileRegisters {
@@ -216,6 +304,26 @@ struct TileRegisters {
 
 #endif
 
+#if defined(__AMX_BF16__)
+template <class W>
+constexpr bool kInBackground = std::is_same_v<W, BFloat16Pair>;
+#else
+template <class W>
+constexpr bool kInBackground = false;
+#endif
+
+// Without a unit of its own nothing is gained by waiting.
+template <class W>
+class ProductQueue {
+ public:
+  template <class... Args>
+  void add(const Args&... args) {
+    multiply(args...);
+  }
+  void run_some(int) {}
+  void run_all() {}
+};
+
 // ---- packing ----
 
 // A row of x as words, with zeros up to `words`, and where words are pairs up to 15 behind them:
@@ -227,7 +335,9 @@ KEYE_HOST_DEVICE void pack_row(const T* x, int size, W* row, int words, Sum<W> f
 #if defined(__AVX512BF16__)
     for (int w = 0; w < words; w += 16) {
       const int rest = size - 2 * w;
-      const __mmask32 mask = rest >= 32 ? ~__mmask32{0} : rest <= 0 ? 0 : (__mmask32{1} << rest) - 1;
+      const __mmask32 mask = rest >= 32  ? ~__mmask32{0}
+                             : rest <= 0 ? 0
+                                         : (__mmask32{1} << rest) - 1;
       _mm512_storeu_si512(row + w, _mm512_maskz_loadu_epi16(mask, x + 2 * w));
     }
 #endif

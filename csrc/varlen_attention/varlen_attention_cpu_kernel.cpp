@@ -25,8 +25,8 @@ struct ForwardScratch {
   W* v;                          // [kKeyBlock / kElements, value_columns]
   W* visible_v;                  // like v: without the keys that a row does not see
   W* row;                        // [16, key_words or value_columns], on the way into a panel
-  S* scores;                     // [kQueryTile, kScoreStride]
-  W* weights;                    // [kQueryTile, kScoreStride / kElements]; scores, unless pairs
+  S* scores[2];                  // [kQueryTile, kScoreStride], of two tiles of queries
+  W* weights[2];                 // [kQueryTile, kScoreStride / kElements]; scores, unless pairs
   S* out;                        // [group * padded_rows, value_columns]
   S* one;                        // [kRowUnit, value_columns]
   S* max;                        // [group * padded_rows]
@@ -45,11 +45,13 @@ struct ForwardScratch {
     v = arena.take<W>(int64_t{kKeyBlock} / kElements<W> * value_columns);
     visible_v = arena.take<W>(int64_t{kKeyBlock} / kElements<W> * value_columns);
     row = arena.take<W>(16 * row_words);
-    scores = arena.take<S>(kQueryTile * kScoreStride);
-    if constexpr (kElements<W> == 1) {
-      weights = scores;
-    } else {
-      weights = arena.take<W>(kQueryTile * kScoreStride / kElements<W>);
+    for (int i = 0; i < 2; i++) {
+      scores[i] = arena.take<S>(kQueryTile * kScoreStride);
+      if constexpr (kElements<W> == 1) {
+        weights[i] = scores[i];
+      } else {
+        weights[i] = arena.take<W>(kQueryTile * kScoreStride / kElements<W>);
+      }
     }
     out = arena.take<S>(all * value_columns);
     one = arena.take<S>(kRowUnit * value_columns);
@@ -197,15 +199,24 @@ inline double soften(double* scores, double* weights, int count, int padded, dou
   return correction;
 }
 
+// One tile of rows of a query head, and the keys that they see of the packed block.
+struct RowTile {
+  int64_t at;             // its first row in the scratch memory
+  int rows, most, inner;  // inner: keys that products add up, `most` in whole units
+  int counts[kQueryTile];
+  bool masked;  // not all rows see `most`
+};
+
 // Weights of 0 times V of NaN would be NaN: rows one by one, with the keys that they see.
 template <class W>
-void add_visible_values(ForwardScratch<W>& scratch, const int* counts, int rows, int inner,
+void add_visible_values(ForwardScratch<W>& scratch, const RowTile& tile, const W* weights,
                         Sum<W>* out, bool accumulate) {
   const int columns = scratch.value_columns, stride = kScoreStride / kElements<W>;
-  std::memcpy(scratch.visible_v, scratch.v, sizeof(W) * (int64_t{inner} / kElements<W>)*columns);
-  int end = inner;
-  for (int r = rows - 1; r >= 0; r--) {
-    for (int key = counts[r]; key < end; key++) {
+  std::memcpy(scratch.visible_v, scratch.v,
+              sizeof(W) * (int64_t{tile.inner} / kElements<W>)*columns);
+  int end = tile.inner;
+  for (int r = tile.rows - 1; r >= 0; r--) {
+    for (int key = tile.counts[r]; key < end; key++) {
       W* row = scratch.visible_v + int64_t{key} / kElements<W> * columns;
       for (int j = 0; j < columns; j++) {
         if constexpr (kElements<W> == 2) {
@@ -215,51 +226,100 @@ void add_visible_values(ForwardScratch<W>& scratch, const int* counts, int rows,
         }
       }
     }
-    end = counts[r];
+    end = tile.counts[r];
     std::memcpy(scratch.one, out + r * columns, sizeof(Sum<W>) * columns);
-    multiply(scratch.weights + r * stride, stride, scratch.visible_v, columns, scratch.one, columns,
-             1, columns, inner / kElements<W>, accumulate);
+    multiply(weights + r * stride, stride, scratch.visible_v, columns, scratch.one, columns, 1,
+             columns, tile.inner / kElements<W>, accumulate);
     std::memcpy(out + r * columns, scratch.one, sizeof(Sum<W>) * columns);
   }
 }
 
-// One tile of rows against the packed block of keys from `first_key` on.
+// All tiles of rows against the packed block of keys, the first of its segment or a later one.
+// Products are queued: where the CPU has tiles, they run while the weights of a neighbouring tile
+// are computed.
 template <class W>
-void attend_tile(const VarlenAttentionParams& params, ForwardScratch<W>& scratch, int64_t tile,
-                 int rows, const int* counts, int most, bool first, bool special, Sum<W> factor) {
-  const int words = scratch.key_words, columns = scratch.value_columns;
-  const int padded = round_up(most, 2 * kSimdWidth);               // zeros behind a row's weights
-  const int inner = round_up(most, kInnerUnit<W> * kElements<W>);  // keys that products add up
-  static_assert(kInnerUnit<W> * kElements<W> <= 2 * kSimdWidth, "weights end with whole units");
-  for (int key = 0; key < most; key += kPanel) {
-    const int width = most - key < kPanel ? most - key : kPanel;
-    multiply(scratch.q + tile * words, words,
-             scratch.k + key / kPanel * round_up(words, 16) * kPanel, kPanel, scratch.scores + key,
-             kScoreStride, rows, width, words, false);
+class BlockOfKeys {
+ public:
+  BlockOfKeys(const VarlenAttentionParams& params, ForwardScratch<W>& scratch, bool first,
+              bool special, Sum<W> factor)
+      : params_(params), scratch_(scratch), first_(first), special_(special), factor_(factor) {}
+
+  void add(const RowTile& tile) {
+    tiles_[count_ % 3] = tile;
+    compute_scores(count_);
+    if (count_ > 0) finish(count_ - 1);
+    count_++;
+  }
+  void flush() {
+    if (count_ > 0) finish(count_ - 1);
+    if (kInBackground<W> && count_ > 0) add_values(count_ - 1);
+    queue_.run_all();
   }
 
-  Sum<W>* out = scratch.out + tile * columns;
-  bool masked = false;
-  for (int r = 0; r < rows; r++) {
-    masked |= counts[r] < most;
-    W* weights = scratch.weights + r * kScoreStride / kElements<W>;
-    if (counts[r] == 0) {  // sees none of this block, nor of those behind it
-      std::memset(weights, 0, sizeof(W) * padded / kElements<W>);
-      if (first) std::memset(out + r * columns, 0, sizeof(*out) * columns);
-      continue;
+ private:
+  void finish(int i) {
+    if (kInBackground<W> && i > 0) add_values(i - 1);
+    compute_weights(i);
+    queue_.run_all();
+    if (!kInBackground<W>) add_values(i);
+  }
+
+  void compute_scores(int i) {
+    const RowTile& tile = tiles_[i % 3];
+    const int words = scratch_.key_words;
+    for (int key = 0; key < tile.most; key += kPanel) {
+      const int width = tile.most - key < kPanel ? tile.most - key : kPanel;
+      queue_.add(scratch_.q + tile.at * words, words,
+                 scratch_.k + key / kPanel * round_up(words, 16) * kPanel, kPanel,
+                 scratch_.scores[i % 2] + key, kScoreStride, tile.rows, width, words, false);
     }
-    const Sum<W> correction = soften(scratch.scores + r * kScoreStride, weights, counts[r], padded,
-                                     factor, scratch.max[tile + r], scratch.sum[tile + r]);
-    if (first || correction == 1) continue;
-    for (int j = 0; j < columns; j++) out[r * columns + j] *= correction;
+    if (i == 0) queue_.run_all();
   }
-  if (special && masked) {
-    add_visible_values(scratch, counts, rows, inner, out, !first);
-  } else {
-    multiply(scratch.weights, kScoreStride / kElements<W>, scratch.v, columns, out, columns, rows,
-             params.head_dim, inner / kElements<W>, !first);
+
+  void compute_weights(int i) {
+    const RowTile& tile = tiles_[i % 3];
+    const int columns = scratch_.value_columns;
+    const int padded = round_up(tile.most, 2 * kSimdWidth);  // zeros behind a row's weights
+    static_assert(kInnerUnit<W> * kElements<W> <= 2 * kSimdWidth, "weights end with whole units");
+    for (int r = 0; r < tile.rows; r++) {
+      W* weights = scratch_.weights[i % 2] + r * kScoreStride / kElements<W>;
+      queue_.run_some(tile.rows - r);
+      if (tile.counts[r] == 0) {  // sees none of this block, nor of those behind it
+        std::memset(weights, 0, sizeof(W) * padded / kElements<W>);
+        continue;
+      }
+      const int64_t at = tile.at + r;
+      const Sum<W> correction =
+          soften(scratch_.scores[i % 2] + r * kScoreStride, weights, tile.counts[r], padded,
+                 factor_, scratch_.max[at], scratch_.sum[at]);
+      if (first_ || correction == 1) continue;
+      Sum<W>* out = scratch_.out + at * columns;
+      for (int j = 0; j < columns; j++) out[j] *= correction;
+    }
   }
-}
+
+  void add_values(int i) {
+    const RowTile& tile = tiles_[i % 3];
+    const int columns = scratch_.value_columns;
+    const W* weights = scratch_.weights[i % 2];
+    Sum<W>* out = scratch_.out + tile.at * columns;
+    if (special_ && tile.masked) {
+      queue_.run_all();
+      add_visible_values(scratch_, tile, weights, out, !first_);
+    } else {
+      queue_.add(weights, kScoreStride / kElements<W>, scratch_.v, columns, out, columns, tile.rows,
+                 params_.head_dim, tile.inner / kElements<W>, !first_);
+    }
+  }
+
+  const VarlenAttentionParams& params_;
+  ForwardScratch<W>& scratch_;
+  const bool first_, special_;
+  const Sum<W> factor_;
+  ProductQueue<W> queue_;
+  RowTile tiles_[3];
+  int count_ = 0;
+};
 
 template <class T, class W>
 void attend_segment(const VarlenAttentionParams& params, const AttentionTask& task, int64_t segment,
@@ -298,20 +358,24 @@ void attend_segment(const VarlenAttentionParams& params, const AttentionTask& ta
     pack_keys(k, params.k.stride_row, head_dim, key, count, scratch);
     pack_values(v, params.v.stride_row, head_dim, key, count, scratch);
     const bool special = params.causal && has_special_values(scratch, count);
+    BlockOfKeys<W> block(params, scratch, key == 0, special, scale.factor);
     for (int64_t row = begin; row < end; row += kQueryTile) {
-      const int rows = static_cast<int>(end - row < kQueryTile ? end - row : kQueryTile);
-      int counts[kQueryTile];
-      for (int r = 0; r < rows; r++) {
+      RowTile tile;
+      tile.rows = static_cast<int>(end - row < kQueryTile ? end - row : kQueryTile);
+      for (int r = 0; r < tile.rows; r++) {
         const int64_t seen = visible_keys(params.causal, row + r, num_rows, num_keys) - key;
-        counts[r] = static_cast<int>(seen < 0 ? 0 : seen < count ? seen : count);
+        tile.counts[r] = static_cast<int>(seen < 0 ? 0 : seen < count ? seen : count);
       }
-      const int most = counts[rows - 1];
-      if (most == 0) continue;
+      tile.most = tile.counts[tile.rows - 1];
+      tile.inner = round_up(tile.most, kInnerUnit<W> * kElements<W>);
+      tile.masked = tile.counts[0] < tile.most;
+      if (tile.most == 0) continue;
       for (int g = 0; g < group; g++) {
-        attend_tile(params, scratch, g * scratch.padded_rows + row - begin, rows, counts, most,
-                    key == 0, special, scale.factor);
+        tile.at = g * scratch.padded_rows + row - begin;
+        block.add(tile);
       }
     }
+    block.flush();
   }
 
   // Divide, and write.
