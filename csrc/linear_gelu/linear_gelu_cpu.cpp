@@ -4,19 +4,25 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+
 #include "common/check.h"
+#include "common/parallel.h"
 #include "linear_gelu/linear_gelu_op.h"
 
 namespace keye_ops {
 namespace {
 
-constexpr int64_t kGrainElements = 16384;  // less is not worth a thread
+constexpr int64_t kElementsPerTask = 32768;
 
 void pass(const LinearGeluParams& params, torch::headeronly::ScalarType dtype,
           int /*device_index*/) {
   const auto elements = KEYE_SELECT_ISA(linear_gelu_pass);
-  torch::stable::parallel_for(0, params.numel, kGrainElements, [&](int64_t begin, int64_t end) {
-    elements(params, float_dtype_of(dtype), begin, end);
+  const int64_t tasks = (params.numel + kElementsPerTask - 1) / kElementsPerTask;
+  for_each_task(tasks, [&](int64_t i) {
+    const int64_t begin = i * kElementsPerTask;
+    elements(params, float_dtype_of(dtype), begin,
+             std::min(begin + kElementsPerTask, params.numel));
   });
 }
 

@@ -9,7 +9,7 @@ namespace keye_ops::KEYE_ISA {
 namespace {
 
 template <bool kTanh, bool kBackward, class V>
-V gelu_or_gradient(V hidden, V dout) {
+KEYE_HOST_DEVICE V gelu_or_gradient(V hidden, V dout) {
   const auto gate = kTanh ? gelu_tanh_gate(hidden) : gelu_gate(hidden);
   return kBackward ? dout * (gate.value + hidden * gate.slope) : hidden * gate.value;
 }
@@ -21,18 +21,21 @@ void pass(T* hidden, const T* dout, int64_t length) {
       hidden[i] = gelu_or_gradient<kTanh, kBackward>(hidden[i], kBackward ? dout[i] : 0.0);
     }
   } else {
-    const auto vector = [](T* h, const T* d) __attribute__((always_inline)) {
-      const Floats gradient = kBackward ? load_vector(d) : Floats{};
-      store_vector(h, gelu_or_gradient<kTanh, kBackward>(load_vector(h), gradient));
+    constexpr int64_t kStep = 2 * kSimdWidth;
+    using Vectors = Pair<Floats>;
+    const auto step = [](T* h, const T* d) __attribute__((always_inline)) {
+      const Vectors x = load_as(Vectors{}, h), dx = kBackward ? load_as(Vectors{}, d) : Vectors{};
+      store_as(h, Vectors{gelu_or_gradient<kTanh, kBackward>(x.first, dx.first),
+                          gelu_or_gradient<kTanh, kBackward>(x.second, dx.second)});
     };
     int64_t i = 0;
-    for (; i + kSimdWidth <= length; i += kSimdWidth) vector(hidden + i, dout + i);
+    for (; i + kStep <= length; i += kStep) step(hidden + i, dout + i);
     if (i == length) return;
-    // The rest goes through a whole vector too, so that its bits are the same.
-    T h[kSimdWidth] = {}, d[kSimdWidth] = {};
+    // The rest goes through whole vectors too, so that its bits are the same.
+    T h[kStep] = {}, d[kStep] = {};
     std::copy(hidden + i, hidden + length, h);
     if (kBackward) std::copy(dout + i, dout + length, d);
-    vector(h, d);
+    step(h, d);
     std::copy(h, h + (length - i), hidden + i);
   }
 }
