@@ -1,4 +1,4 @@
-"""linear_gelu: a linear layer and the exact (erf) GELU."""
+"""linear_gelu: a linear layer and GELU, exact or by tanh."""
 
 from __future__ import annotations
 
@@ -8,16 +8,40 @@ import torch
 import torch.nn.functional as F
 
 from keye_ops import dispatch
-from keye_ops.checks import check_floating, check_same, check_shape
+from keye_ops.checks import check, check_floating, check_same, check_shape
 from keye_ops.extension import define
 
 # ---- reference ----
 
 
 def linear_gelu_reference(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, approximate: str = "none"
 ) -> torch.Tensor:
     """The definition, in plain PyTorch; arguments as in :func:`linear_gelu`."""
+    _check_linear_gelu(x, weight, bias, approximate)
+    return F.gelu(F.linear(x, weight, bias), approximate=approximate)
+
+
+def linear_gelu_backward_reference(
+    dout: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    approximate: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of :func:`linear_gelu_reference` with respect to x, weight and bias."""
+    _check_linear_gelu(x, weight, bias, approximate)
+    check_shape("linear_gelu", "dout", dout, (x.shape[0], weight.shape[0]))
+    check_same("linear_gelu", "dout", dout, "x", x)
+    hidden = F.linear(x, weight, bias)
+    dhidden = torch.ops.aten.gelu_backward(dout, hidden, approximate=approximate)
+    dx, dweight = dhidden @ weight, dhidden.T @ x
+    return dx.contiguous(), dweight.contiguous(), dhidden.sum(0)
+
+
+def _check_linear_gelu(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, approximate: str
+) -> None:
     op = "linear_gelu"
     check_floating(op, "x", x)
     check_shape(op, "x", x, ("M", "K"))
@@ -25,27 +49,47 @@ def linear_gelu_reference(
     check_same(op, "weight", weight, "x", x)
     check_shape(op, "bias", bias, (weight.shape[0],))
     check_same(op, "bias", bias, "x", x)
-    return F.gelu(F.linear(x, weight, bias))
+    good = approximate in ("none", "tanh")
+    check(good, op, 'approximate must be "none" or "tanh"', approximate)
 
 
 # ---- schema, fake, autograd ----
 
-define("linear_gelu", "(Tensor x, Tensor weight, Tensor bias) -> Tensor", linear_gelu_reference)
+define(
+    "linear_gelu",
+    '(Tensor x, Tensor weight, Tensor bias, str approximate="none") -> Tensor',
+    linear_gelu_reference,
+)
+define(
+    "linear_gelu_backward",
+    "(Tensor dout, Tensor x, Tensor weight, Tensor bias, str approximate) "
+    "-> (Tensor, Tensor, Tensor)",
+    linear_gelu_backward_reference,
+)
 
 
 @torch.library.register_fake("keye_ops::linear_gelu")
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def _(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, approximate: str = "none"
+) -> torch.Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
+@torch.library.register_fake("keye_ops::linear_gelu_backward")
+def _(
+    dout: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, approximate: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.approximate = inputs
+    ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    x, weight, bias = ctx.saved_tensors
-    dhidden = torch.ops.aten.gelu_backward(dout, F.linear(x, weight, bias))
-    return dhidden @ weight, dhidden.T @ x, dhidden.sum(0)
+def _backward(ctx: Any, dout: torch.Tensor) -> tuple[Any, ...]:
+    op = torch.ops.keye_ops.linear_gelu_backward
+    return *op(dout.contiguous(), *ctx.saved_tensors, ctx.approximate), None
 
 
 torch.library.register_autograd("keye_ops::linear_gelu", _backward, setup_context=_setup_context)
@@ -54,19 +98,29 @@ torch.library.register_autograd("keye_ops::linear_gelu", _backward, setup_contex
 # ---- public ----
 
 
-def linear_gelu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """GELU(x @ weight.T + bias) with the exact, erf-based GELU of Keye-VL's projector.
+def linear_gelu(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, approximate: str = "none"
+) -> torch.Tensor:
+    """GELU(x @ weight.T + bias).
+
+    Keye-VL's projector has the exact, erf-based GELU; its vision tower the approximation by tanh.
+    Under autocast the inputs are cast as those of a linear layer are.
 
     Args:
         x: [M, K], fp64, fp32, fp16 or bf16.
         weight: [N, K]; bias: [N]; dtype of x.
+        approximate: ``"none"`` or ``"tanh"``, as :func:`torch.nn.functional.gelu` takes it.
 
     Returns:
         [M, N].
 
     Raises:
-        RuntimeError: shapes, dtypes or devices that do not fit.
+        RuntimeError: shapes, dtypes or devices that do not fit, or another approximation.
     """
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        x, weight, bias = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight, bias))
+    args = (x, weight, bias, approximate)
     if dispatch.use_native("linear_gelu", x):
-        return dispatch.call(torch.ops.keye_ops.linear_gelu.default, (x, weight, bias))
-    return linear_gelu_reference(x, weight, bias)
+        return dispatch.call(torch.ops.keye_ops.linear_gelu.default, args)
+    return linear_gelu_reference(*args)

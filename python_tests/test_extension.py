@@ -40,6 +40,7 @@ OPS = (
     "merge_norm",
     "merge_norm_backward",
     "linear_gelu",
+    "linear_gelu_backward",
 )
 
 

@@ -1,6 +1,9 @@
-"""linear_gelu against the error function in fp64; gradients; wrong input."""
+"""linear_gelu against the error function and tanh in fp64; gradients; wrong input."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,10 +12,12 @@ from tolerance import assert_within_twice
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import keye_ops
-from keye_ops.linear_gelu import linear_gelu_reference
+from keye_ops.dispatch import has_kernel
+from keye_ops.linear_gelu import linear_gelu_backward_reference, linear_gelu_reference
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 WAYS = ["public", "registered"]
+FORMS = ["none", "tanh"]
 SHAPES = {
     "keye": (6, 1152, 288),
     "square": (64, 96, 96),
@@ -21,6 +26,8 @@ SHAPES = {
     "no row": (0, 16, 24),
     "single": (1, 1, 1),
 }
+NATIVE = has_kernel("linear_gelu", "cpu") and os.environ.get("KEYE_OPS_BACKEND") != "reference"
+needs_native = pytest.mark.skipif(not NATIVE, reason="the native library does not run here")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,8 +39,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def linear_gelu(way, *inputs):
-    return (keye_ops if way == "public" else torch.ops.keye_ops).linear_gelu(*inputs)
+def linear_gelu(way, *inputs, approximate="none"):
+    op = (keye_ops if way == "public" else torch.ops.keye_ops).linear_gelu
+    return op(*inputs, approximate=approximate)
 
 
 def make(shape, dtype=torch.float64, seed=0):
@@ -45,24 +53,28 @@ def make(shape, dtype=torch.float64, seed=0):
     return [t.to(dtype) for t in (x, weight / math.sqrt(inner), bias)]
 
 
-def oracle(x, weight, bias):
+def oracle(x, weight, bias, approximate="none"):
     hidden = (x[:, None, :] * weight[None]).sum(2) + bias
-    return hidden * 0.5 * torch.special.erfc(-hidden / math.sqrt(2))
+    if approximate == "none":
+        return hidden * 0.5 * torch.special.erfc(-hidden / math.sqrt(2))
+    u = math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)
+    return hidden * torch.sigmoid(2 * u)
 
 
-def plain_linear_gelu(x, weight, bias):
-    return F.gelu(F.linear(x, weight, bias))
+def plain_linear_gelu(x, weight, bias, approximate="none"):
+    return F.gelu(F.linear(x, weight, bias), approximate=approximate)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("approximate", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", WAYS)
-def test_values(way, dtype, shape):
+def test_values(way, dtype, approximate, shape):
     inputs = make(shape, dtype)
-    actual = linear_gelu(way, *inputs)
-    exact = oracle(*(x.double() for x in inputs))
+    actual = linear_gelu(way, *inputs, approximate=approximate)
+    exact = oracle(*(x.double() for x in inputs), approximate)
     assert actual.is_contiguous()
-    assert_within_twice(actual, plain_linear_gelu(*inputs), exact)
+    assert_within_twice(actual, plain_linear_gelu(*inputs, approximate), exact)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -72,18 +84,33 @@ def test_it_is_the_exact_gelu_and_not_the_tanh_one(way):
     actual = linear_gelu(way, x, one, zero)
     want = torch.tensor([[v * 0.5 * math.erfc(-v / math.sqrt(2))] for v in x[:, 0].tolist()])
     torch.testing.assert_close(actual, want.double(), rtol=1e-6, atol=1e-9)
-    assert (actual - F.gelu(x, approximate="tanh")).abs().max() > 1e-4
+    tanh = linear_gelu(way, x, one, zero, approximate="tanh")
+    torch.testing.assert_close(tanh, F.gelu(x, approximate="tanh"), rtol=1e-6, atol=1e-9)
+    assert (actual - tanh).abs().max() > 1e-4
 
 
+@needs_native  # PyTorch's own left tail is 1 + erf or 1 + tanh, which cancels
+@pytest.mark.parametrize("approximate", FORMS)
+def test_the_left_tail_does_not_cancel(approximate):
+    x = torch.linspace(-9, 0, 1001)[:, None]
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    actual = keye_ops.linear_gelu(x, one, zero, approximate=approximate)
+    exact = oracle(x.double(), one.double(), zero.double(), approximate)
+    torch.testing.assert_close(actual.double(), exact, rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("approximate", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", WAYS)
-def test_extreme_values(way, dtype):
-    values = torch.tensor([1e4, -1e4, torch.inf, torch.nan, 0.0], dtype=dtype)[:, None]
+def test_extreme_values(way, dtype, approximate):
+    values = [1e4, -1e4, torch.inf, torch.nan, 0.0, -torch.inf]
+    values = torch.tensor(values, dtype=dtype)[:, None]
     one, zero = torch.ones(1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)
-    actual = linear_gelu(way, values, one, zero)[:, 0]
+    actual = linear_gelu(way, values, one, zero, approximate=approximate)[:, 0]
     assert actual[[0, 1, 4]].tolist() == [values[0].item(), 0.0, 0.0]
     assert not actual[2].isfinite()  # PyTorch's own GELU makes NaN of +inf in fp32 and bf16
     assert actual[3].isnan()
+    assert actual[5].isnan() or actual[5] == 0
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -106,40 +133,149 @@ def test_strided_inputs(way):
     torch.testing.assert_close(linear_gelu(way, *strided), want, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("approximate", FORMS)
 @pytest.mark.parametrize("shape", [(5, 4, 3), (1, 1, 1), (0, 4, 3)])
-def test_gradients(shape):
+def test_gradients(shape, approximate):
     """The registered gradient, the reference's, the oracle's and finite differences agree."""
     inputs = [x.requires_grad_() for x in make(shape)]
-    out = linear_gelu("registered", *inputs)
+    out = linear_gelu("registered", *inputs, approximate=approximate)
     dout = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator())
     actual = torch.autograd.grad(out, inputs, dout)
     for other in (linear_gelu_reference, oracle):
-        want = torch.autograd.grad(other(*inputs), inputs, dout)
+        want = torch.autograd.grad(other(*inputs, approximate), inputs, dout)
         torch.testing.assert_close(actual, want, rtol=1e-12, atol=1e-13)
-    if shape[0]:
-        assert torch.autograd.gradcheck(torch.ops.keye_ops.linear_gelu, inputs)
 
 
+@pytest.mark.parametrize("approximate", FORMS)
+def test_gradcheck(approximate):
+    """Many shapes, those with nothing in them included."""
+    shapes = [(m, k, n) for m in (0, 1, 2, 5) for k in (0, 1, 3, 4) for n in (0, 1, 2, 7)]
+    assert len(shapes) >= 50
+    op = torch.ops.keye_ops.linear_gelu
+    for shape in shapes:
+        x, weight, bias = make((shape[0], max(shape[1], 1), shape[2]))
+        inputs = [y.requires_grad_() for y in (x[:, : shape[1]], weight[:, : shape[1]], bias)]
+        assert torch.autograd.gradcheck(lambda *y: op(*y, approximate), inputs)
+
+
+@pytest.mark.parametrize("approximate", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", WAYS)
-def test_gradients_within_twice_of_plain(way, dtype):
+def test_gradients_within_twice_of_plain(way, dtype, approximate):
     inputs = make((60, 96, 48), dtype)
     dout = torch.randn(60, 48, generator=torch.Generator()).to(dtype)
 
     def grads(function, dtype):
         leaves = [x.to(dtype).requires_grad_() for x in inputs]
-        return torch.autograd.grad(function(*leaves), leaves, dout.to(dtype))
+        return torch.autograd.grad(function(*leaves, approximate), leaves, dout.to(dtype))
 
-    actual = grads(lambda *x: linear_gelu(way, *x), dtype)
+    actual = grads(lambda *x: linear_gelu(way, *x[:3], approximate=x[3]), dtype)
     plain, exact = grads(plain_linear_gelu, dtype), grads(oracle, torch.float64)
     for triple in zip(actual, plain, exact, strict=True):
         assert_within_twice(*triple)
 
 
+@pytest.mark.parametrize("approximate", FORMS)
 @pytest.mark.parametrize("shape", [(5, 4, 3), (0, 4, 3)])
-def test_opcheck(shape):
+def test_opcheck(shape, approximate):
     inputs = tuple(x.requires_grad_() for x in make(shape, torch.float32))
-    torch.library.opcheck(torch.ops.keye_ops.linear_gelu.default, inputs)
+    torch.library.opcheck(torch.ops.keye_ops.linear_gelu.default, (*inputs, approximate))
+
+
+@pytest.mark.parametrize("approximate", FORMS)
+@pytest.mark.parametrize("shape", [(5, 4, 3), (0, 4, 3), (33, 20, 47)])
+def test_backward_op(shape, approximate):
+    inputs = make(shape, torch.float32)
+    dout = make((shape[0], shape[2], 1), torch.float32, seed=1)[0]
+    op = torch.ops.keye_ops.linear_gelu_backward
+    torch.library.opcheck(op.default, (dout, *inputs, approximate))
+    results = op(dout, *inputs, approximate)
+    plain = linear_gelu_backward_reference(dout, *inputs, approximate)
+    exact = (y.double() for y in (dout, *inputs))
+    truth = linear_gelu_backward_reference(*exact, approximate)
+    for triple in zip(results, plain, truth, strict=True):
+        assert_within_twice(*triple)
+    strided = dout.T.contiguous().T
+    assert all(map(torch.equal, op(strided, *inputs, approximate), results))
+
+
+@pytest.mark.parametrize("approximate", FORMS)
+@pytest.mark.parametrize("way", WAYS)
+def test_an_expanded_gradient(way, approximate):
+    leaves = [x.requires_grad_() for x in make((9, 8, 7))]
+    grads = [
+        torch.autograd.grad(function(linear_gelu(way, *leaves, approximate=approximate)), leaves)
+        for function in (torch.sum, lambda out: (out * torch.ones_like(out)).sum())
+    ]
+    assert all(map(torch.equal, *grads))
+
+
+@pytest.mark.parametrize("approximate", FORMS)
+def test_autocast_is_that_of_a_linear_layer(approximate):
+    inputs = [x.requires_grad_() for x in make((9, 8, 7), torch.float32)]
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = keye_ops.linear_gelu(*inputs, approximate=approximate)
+        want = plain_linear_gelu(*inputs, approximate)
+    assert actual.dtype == want.dtype == torch.bfloat16
+    torch.testing.assert_close(actual, want)
+    grads = [torch.autograd.grad(out.float().square().sum(), inputs) for out in (actual, want)]
+    torch.testing.assert_close(*grads, rtol=2e-2, atol=2e-2)
+
+
+@needs_native  # torch does not promise it
+@pytest.mark.parametrize("approximate", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_for_any_number_of_threads(dtype, approximate):
+    """Of the pass; the products are torch's, so they are ones that are exact."""
+    x = torch.linspace(-4, 4, 150 * 301, dtype=torch.float64).view(150, 301).to(dtype)
+    inputs = [x, torch.eye(301, dtype=dtype), torch.zeros(301, dtype=dtype)]
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            out = keye_ops.linear_gelu(*inputs, approximate=approximate)
+            backward = torch.ops.keye_ops.linear_gelu_backward(out, *inputs, approximate)
+            results.append([out, backward[0]])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@needs_native
+@pytest.mark.parametrize("approximate", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_element_does_not_depend_on_its_neighbours(dtype, approximate):
+    x = torch.linspace(-4, 4, 67, dtype=torch.float64).to(dtype)[:, None]
+    inputs = [torch.ones(1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)]
+    want = keye_ops.linear_gelu(x, *inputs, approximate=approximate)
+    alone = [keye_ops.linear_gelu(row[None], *inputs, approximate=approximate) for row in x]
+    assert torch.equal(torch.cat(alone), want)
+
+
+# ---- every instruction set ----
+
+
+def _lesser_instruction_sets():
+    if not NATIVE:
+        return []
+    from keye_ops import _C
+
+    isas = keye_ops.extension.libraries[0].build["isas"]
+    return isas[: isas.index(_C.cpu_capability)]
+
+
+@pytest.mark.skipif("KEYE_OPS_CPU_CAPABILITY" in os.environ, reason="runs inside itself")
+@pytest.mark.parametrize("isa", _lesser_instruction_sets())
+def test_this_file_on_a_lesser_instruction_set(isa):
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
+    chosen = ["-k", "values or twice or tail or strided or bits or neighbours"]
+    environment = {**os.environ, "KEYE_OPS_CPU_CAPABILITY": isa}
+    result = subprocess.run(
+        command + chosen, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
 
 
 def test_compile_makes_one_graph_for_all_sizes():
@@ -199,12 +335,33 @@ def test_a_compiled_graph_keeps_the_mode_it_was_compiled_under():
         ),
         ({2: torch.ones(4)}, r"bias must be \[3\], got \[4\]"),
         ({2: torch.ones(3).half()}, "bias must have the dtype and device of x"),
+        ({3: "erf"}, 'approximate must be "none" or "tanh", got erf'),
     ],
 )
 @pytest.mark.parametrize("way", WAYS)
 def test_wrong_input(way, changes, message):
-    inputs = make((5, 4, 3), torch.float32)
-    for i, tensor in changes.items():
-        inputs[i] = tensor
+    inputs = [*make((5, 4, 3), torch.float32), "none"]
+    for i, value in changes.items():
+        inputs[i] = value
     with pytest.raises(RuntimeError, match=f"linear_gelu: {message}"):
-        linear_gelu(way, *inputs)
+        linear_gelu(way, *inputs[:3], approximate=inputs[3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({0: torch.ones(5, 4)}, r"dout must be \[5, 3\], got \[5, 4\]"),
+        ({0: torch.ones(5, 3).half()}, "dout must have the dtype and device of x"),
+        ({2: torch.ones(3, 5)}, r"weight must be \[N, 4\], got \[3, 5\]"),
+        ({4: "erf"}, 'approximate must be "none" or "tanh", got erf'),
+    ],
+)
+@pytest.mark.parametrize("way", ["registered", "reference"])
+def test_wrong_input_backward(way, changes, message):
+    registered = torch.ops.keye_ops.linear_gelu_backward
+    op = registered if way == "registered" else linear_gelu_backward_reference
+    inputs = [torch.ones(5, 3), *make((5, 4, 3), torch.float32), "none"]
+    for i, value in changes.items():
+        inputs[i] = value
+    with pytest.raises(RuntimeError, match=f"linear_gelu: {message}"):
+        op(*inputs)

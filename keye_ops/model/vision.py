@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import keye_ops
@@ -50,7 +49,8 @@ class VisionMLP(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, hidden_size] -> [N, hidden_size]."""
-        return self.fc2(F.gelu(self.fc1(hidden), approximate="tanh"))
+        fc1 = self.fc1
+        return self.fc2(keye_ops.linear_gelu(hidden, fc1.weight, fc1.bias, approximate="tanh"))
 
 
 class AddLayerNorm(nn.LayerNorm):
