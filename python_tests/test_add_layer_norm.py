@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
+from instruction_sets import needs_native_kernel, on_each_lesser_instruction_set, rerun
 from tolerance import assert_within_twice
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import keye_ops
 from keye_ops.add_layer_norm import add_layer_norm_backward_reference, add_layer_norm_reference
-from keye_ops.dispatch import has_kernel
 
-NATIVE = has_kernel("add_layer_norm", "cpu") and os.environ.get("KEYE_OPS_BACKEND") != "reference"
-needs_native = pytest.mark.skipif(not NATIVE, reason="the native library does not run here")
+needs_native = needs_native_kernel("add_layer_norm")
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 FORMS = ["add", "norm"]
 OPS = torch.ops.keye_ops
@@ -222,25 +217,9 @@ def test_a_row_does_not_depend_on_its_neighbours(form):
 # ---- every instruction set ----
 
 
-def _lesser_instruction_sets():
-    if not NATIVE:
-        return []
-    from keye_ops import _C
-
-    isas = keye_ops.extension.libraries[0].build["isas"]
-    return isas[: isas.index(_C.cpu_capability)]
-
-
-@pytest.mark.skipif("KEYE_OPS_CPU_CAPABILITY" in os.environ, reason="runs inside itself")
-@pytest.mark.parametrize("isa", _lesser_instruction_sets())
+@on_each_lesser_instruction_set
 def test_this_file_on_a_lesser_instruction_set(isa):
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
-    chosen = ["-k", "values or strided or offset or numbers or bits or neighbours"]
-    environment = {**os.environ, "KEYE_OPS_CPU_CAPABILITY": isa}
-    result = subprocess.run(
-        command + chosen, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
+    rerun(__file__, isa, "values or strided or offset or numbers or bits or neighbours")
 
 
 # ---- autograd, torch.library, compile ----

@@ -1,18 +1,14 @@
 """merge_norm against loops over merged squares, in both orders of norm and merge; gradients."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
+from instruction_sets import needs_native_kernel, on_each_lesser_instruction_set, rerun
 from tolerance import assert_within_twice
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import keye_ops
 from keye_ops import PackedGrid
-from keye_ops.dispatch import has_kernel
 from keye_ops.merge_norm import merge_norm_backward_reference, merge_norm_reference
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -24,8 +20,7 @@ BATCHES = {
     "one token": [(1, 2, 2)],
     "none": [],
 }
-NATIVE = has_kernel("merge_norm", "cpu") and os.environ.get("KEYE_OPS_BACKEND") != "reference"
-needs_native = pytest.mark.skipif(not NATIVE, reason="the native library does not run here")
+needs_native = needs_native_kernel("merge_norm")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -374,25 +369,9 @@ def test_an_image_does_not_depend_on_its_neighbours(form):
 # ---- every instruction set ----
 
 
-def _lesser_instruction_sets():
-    if not NATIVE:
-        return []
-    from keye_ops import _C
-
-    isas = keye_ops.extension.libraries[0].build["isas"]
-    return isas[: isas.index(_C.cpu_capability)]
-
-
-@pytest.mark.skipif("KEYE_OPS_CPU_CAPABILITY" in os.environ, reason="runs inside itself")
-@pytest.mark.parametrize("isa", _lesser_instruction_sets())
+@on_each_lesser_instruction_set
 def test_this_file_on_a_lesser_instruction_set(isa):
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
-    chosen = ["-k", "test_values or width or twice or sizes or strided or numbers or bits"]
-    environment = {**os.environ, "KEYE_OPS_CPU_CAPABILITY": isa}
-    result = subprocess.run(
-        command + chosen, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
+    rerun(__file__, isa, "test_values or width or twice or sizes or strided or numbers or bits")
 
 
 # ---- wrong input: the same message from the native op and from the reference ----

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
+from instruction_sets import needs_native_kernel, on_each_lesser_instruction_set, rerun
 from tolerance import assert_within_twice
 
 import keye_ops
-from keye_ops.dispatch import has_kernel
 from keye_ops.rope import (
     rope_backward_reference,
     rope_inplace_reference,
@@ -306,38 +306,13 @@ def test_a_token_does_not_depend_on_its_neighbours():
 # ---- every instruction set ----
 
 
-NATIVE = has_kernel("rope", "cpu") and os.environ.get("KEYE_OPS_BACKEND") != "reference"
-needs_native = pytest.mark.skipif(not NATIVE, reason="the native library does not run here")
+needs_native = needs_native_kernel("rope")
 
 
-def _lesser_instruction_sets():
-    if not NATIVE:
-        return []
-    from keye_ops import _C
-
-    isas = keye_ops.extension.libraries[0].build["isas"]
-    return isas[: isas.index(_C.cpu_capability)]
-
-
-@pytest.mark.skipif("KEYE_OPS_CPU_CAPABILITY" in os.environ, reason="runs inside itself")
-@pytest.mark.parametrize("isa", _lesser_instruction_sets())
+@on_each_lesser_instruction_set
 def test_this_file_on_a_lesser_instruction_set(isa):
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
-    chosen = ["-k", "values or positions or sines or in_place or strided or numbers or nan or bits"]
-    environment = {**os.environ, "KEYE_OPS_CPU_CAPABILITY": isa}
-    result = subprocess.run(
-        command + chosen, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
-    check = "import keye_ops._C as c; print(c.cpu_capability)"
-    result = subprocess.run(
-        [sys.executable, "-c", f"import keye_ops; {check}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout.strip() == isa
+    chosen = "values or positions or sines or in_place or strided or numbers or nan or bits"
+    rerun(__file__, isa, chosen)
 
 
 @needs_native

@@ -39,7 +39,7 @@ def assert_within_twice(actual: torch.Tensor, plain: torch.Tensor, exact: torch.
     assert plain.shape == exact.shape, f"plain has shape {list(plain.shape)}"
     dtype = actual.dtype
     actual, plain, exact = (x.detach().cpu() for x in (actual, plain, exact))
-    _assert_same_kind(actual, exact.to(dtype))
+    assert_same_kind(actual, exact.to(dtype))
 
     finite = actual.isfinite()
     judged = finite & plain.isfinite()
@@ -68,7 +68,7 @@ def assert_within_twice(actual: torch.Tensor, plain: torch.Tensor, exact: torch.
         )
 
 
-def _assert_same_kind(actual: torch.Tensor, rounded: torch.Tensor) -> None:
+def assert_same_kind(actual: torch.Tensor, rounded: torch.Tensor) -> None:
     """NaN, +inf and -inf in the same places."""
     for name, test in (("NaN", torch.isnan), ("+inf", torch.isposinf), ("-inf", torch.isneginf)):
         wrong = test(actual) != test(rounded)
