@@ -29,7 +29,7 @@ OPS = {
     "rope_3d": {"rope"},
     "varlen_attention": {"varlen_attention"},
     "projector": {"merge_norm", "linear_gelu"},
-    "tower": {"patch_embed", "add_layer_norm", "rope_", "varlen_attention"},
+    "tower": {"patch_embed", "add_layer_norm", "rope_", "varlen_attention", "linear_gelu"},
     "text attention": {"rope_", "varlen_attention"},
     "text logits": {"rope_", "varlen_attention"},
     "patches": set(),
