@@ -98,6 +98,12 @@ torch.library.register_autograd("keye_ops::linear_gelu", _backward, setup_contex
 # ---- public ----
 
 
+def _as_autocast(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+
+
 def linear_gelu(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, approximate: str = "none"
 ) -> torch.Tensor:
@@ -118,8 +124,8 @@ def linear_gelu(
         RuntimeError: shapes, dtypes or devices that do not fit, or another approximation.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        x, weight, bias = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight, bias))
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        x, weight, bias = (_as_autocast(t) for t in (x, weight, bias))
     args = (x, weight, bias, approximate)
     if dispatch.use_native("linear_gelu", x):
         return dispatch.call(torch.ops.keye_ops.linear_gelu.default, args)

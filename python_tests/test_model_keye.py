@@ -102,6 +102,26 @@ def test_half_precision_is_close():
     assert relative_error(got, want) < 0.1
 
 
+def test_autocast_of_the_tower_is_close():
+    tower, pixels = make_model().visual, patches([(1, 4, 6)])
+    grid = tower.pack([(1, 4, 6)])
+    want = tower(pixels, grid)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = tower(pixels, grid)
+    assert relative_error(got, want) < 0.1
+
+
+def test_hooks_of_the_vision_mlp_see_its_layers():
+    mlp, seen = make_model().visual.vision_model.encoder.layers[0].mlp, []
+    hidden = torch.randn(5, 144, generator=torch.Generator().manual_seed(0))
+    mlp.register_forward_hook(lambda _, args, out: seen.append((*args, out)))
+    out = mlp(hidden)
+    want = mlp.fc2(torch.nn.functional.gelu(mlp.fc1(hidden), approximate="tanh"))
+    torch.testing.assert_close(out, want)
+    assert seen[0][0] is hidden
+    assert seen[0][1] is out
+
+
 # ---- prompt ----
 
 

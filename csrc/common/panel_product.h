@@ -1,8 +1,8 @@
 // C (+)= A B of small matrices that lie in cache, B in panels: rows of its inner dimension, each as
 // wide as C. For files that are compiled once for every instruction set.
 //
-// Every element of C is one chain of multiply-adds over the inner dimension, in order, whatever
-// tile it falls into: a row's result does not depend on its neighbours.
+// Every element of C is added up over the inner dimension in the same order whatever tile it falls
+// into: a row's result does not depend on its neighbours.
 #pragma once
 
 #include <cstdint>
@@ -66,26 +66,30 @@ KEYE_HOST_DEVICE Floats multiply_add(BFloat16Pair a, const BFloat16Pair* b, Floa
 }
 #endif
 
+// Steps of the inner dimension that are added up before they join C: long chains lose accuracy.
+template <class W>
+constexpr int kChain = std::is_same_v<W, float> ? 32 : 128;
+
 template <int kRows, int kVectors, class W>
 void multiply_tile(const W* a, int64_t a_stride, const W* b, int64_t b_stride, float* c,
                    int64_t c_stride, int inner, bool accumulate) {
-  Floats sums[kRows][kVectors];
-  for (int r = 0; r < kRows; r++) {
-    for (int v = 0; v < kVectors; v++) {
-      sums[r][v] = accumulate ? load_vector(c + r * c_stride + v * kSimdWidth) : Floats{};
-    }
-  }
-  for (int k = 0; k < inner; k++) {
-    for (int r = 0; r < kRows; r++) {
-      const W factor = a[r * a_stride + k];
-      for (int v = 0; v < kVectors; v++) {
-        sums[r][v] = multiply_add(factor, b + k * b_stride + v * kSimdWidth, sums[r][v]);
+  for (int first = 0; first < inner; first += kChain<W>) {
+    const int end = inner - first < kChain<W> ? inner : first + kChain<W>;
+    Floats sums[kRows][kVectors] = {};
+    for (int k = first; k < end; k++) {
+      for (int r = 0; r < kRows; r++) {
+        const W factor = a[r * a_stride + k];
+        for (int v = 0; v < kVectors; v++) {
+          sums[r][v] = multiply_add(factor, b + k * b_stride + v * kSimdWidth, sums[r][v]);
+        }
       }
     }
-  }
-  for (int r = 0; r < kRows; r++) {
-    for (int v = 0; v < kVectors; v++) {
-      store_vector(c + r * c_stride + v * kSimdWidth, sums[r][v]);
+    const bool adds = accumulate || first > 0;
+    for (int r = 0; r < kRows; r++) {
+      for (int v = 0; v < kVectors; v++) {
+        float* sum = c + r * c_stride + v * kSimdWidth;
+        store_vector(sum, adds ? load_vector(sum) + sums[r][v] : sums[r][v]);
+      }
     }
   }
 }
