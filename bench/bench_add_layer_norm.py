@@ -52,11 +52,11 @@ def workload(op: str, total: int, dtype: torch.dtype, settings: Settings) -> Wor
         return (total, normed) if added else (normed,)
 
     inputs = (x, residual) if added else (x,)
-    args = (*inputs, weight, bias, EPS)
+    args = (*inputs, weight, bias)
     function = getattr(keye_ops, op, None)
     absent = Skip(f"keye_ops has no {op}")
     return Workload(
-        ours={"keye_ops": absent if function is None else lambda: function(*args)},
+        ours={"keye_ops": absent if function is None else lambda: function(*args, eps=EPS)},
         peers={
             "eager": lambda: eager(*inputs),
             "torch.compile": peers.compiled(eager, settings, *inputs),
