@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from instruction_sets import on_each_lesser_instruction_set, rerun
 from tolerance import assert_within_twice
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -328,6 +329,34 @@ def test_gradcheck(way, segments, causal):
     )
 
 
+def test_gradcheck_of_many_shapes():
+    lengths = [
+        ([], []),
+        ([0], [0]),
+        ([1], [1]),
+        ([0, 1], [1, 0]),
+        ([3], [1]),
+        ([1, 0, 2], [2, 1, 3]),
+    ]
+    shapes = [
+        (segments, heads, head_dim, causal)
+        for segments in lengths
+        for heads in ((1, 1), (2, 1), (4, 2))
+        for head_dim in (1, 3)
+        for causal in (False, True)
+    ]
+    assert len(shapes) >= 50
+    for i, (segments, (heads, kv_heads), head_dim, causal) in enumerate(shapes):
+        rest = (i % 2, i % 3)
+        *qkv, cu_q, cu_k = make((*segments, *rest), torch.float64, heads, kv_heads, head_dim)
+        inputs = [x.requires_grad_() for x in qkv]
+
+        def function(*x, cu=(cu_q, cu_k), causal=causal):
+            return attention("registered", *x, *cu, causal=causal)[0]
+
+        assert torch.autograd.gradcheck(function, inputs)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", WAYS)
@@ -415,6 +444,12 @@ def test_export():
     q, k, v, cu, _ = make(([4, 0, 7], [4, 0, 7], 0, 0), seed=1)
     want = oracle(q, k, v, cu, cu, causal=True)[0] * 2
     torch.testing.assert_close(exported.module()(q, k, v, cu), want)
+
+
+@on_each_lesser_instruction_set
+def test_this_file_on_a_lesser_instruction_set(isa):
+    chosen = "values or head_dims or grouped or scale or views or logits or see or neighbours"
+    rerun(__file__, isa, f"({chosen} or gradients) and not instruction")
 
 
 def wrong(**changes):
