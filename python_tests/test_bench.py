@@ -226,20 +226,13 @@ def test_providers_do_the_same_work(op, tiny):
     assert compared or not native
 
 
-def test_add_layer_norm_is_timed_where_it_is(tiny, monkeypatch):
-    def layer_norm(x, weight, bias, eps):
-        return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
-
-    def add_layer_norm(x, residual, *args):
-        return x + residual, layer_norm(x + residual, *args)
-
-    for function in (layer_norm, add_layer_norm):
-        monkeypatch.setattr(keye_ops, function.__name__, function, raising=False)
+def test_add_layer_norm_is_timed_on_what_eager_computes(tiny):
     for case in suite.script("add_layer_norm").cases(QUICK):
         workload = case.build()
         got, want = outputs(workload.ours["keye_ops"]), outputs(workload.peers["eager"])
         assert len(got) == len(want) == (2 if case.shape.startswith("add") else 1)
-        assert all(map(torch.equal, got, want))
+        for actual, expected in zip(got, want, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)
 
 
 def outputs(provider):
