@@ -291,12 +291,13 @@ def patch_embed(
     packed = as_packed_grid(grid, weight.device)
     args = (pixel_values, weight, bias, position_embedding, packed.grid, packed.image_offsets)
     options = (packed.position_ids, align_corners, list(image_mean), list(image_std))
-    if dispatch.use_native("patch_embed", pixel_values, _unsupported(weight, position_embedding)):
+    unsupported = _unsupported(weight, bias, position_embedding)
+    if dispatch.use_native("patch_embed", pixel_values, unsupported):
         return dispatch.call(torch.ops.keye_ops.patch_embed.default, args + options)
     return patch_embed_reference(*args, *options)
 
 
-def _unsupported(weight: torch.Tensor, position_embedding: torch.Tensor) -> str | None:
+def _unsupported(*parameters: torch.Tensor | None) -> str | None:
     """Why the native kernel does not take the arguments, or None if it does."""
-    good = weight.is_contiguous() and position_embedding.is_contiguous()
-    return None if good else "it needs a contiguous weight and position_embedding"
+    good = all(x is None or x.is_contiguous() for x in parameters)
+    return None if good else "it needs a contiguous weight, bias and position_embedding"

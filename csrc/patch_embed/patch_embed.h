@@ -7,18 +7,19 @@
 
 namespace keye_ops {
 
-// Pixels to rows in the weight's dtype. A pixel of a byte is x * scale + shift of its channel.
+// Pixels to rows in the weight's dtype. A byte x becomes (x / 255 - mean) / std.
 struct PixelRowsParams {
   const void* pixels;    // [total, inner], row stride pixel_stride
   void* rows;            // [total, inner]
-  const float* scale;    // [channels], bytes only
-  const float* shift;    // [channels], bytes only
+  const float* mean;     // [channels], bytes only
+  const float* std;      // [channels], bytes only
   int64_t pixel_stride;  // in elements
   int64_t total, inner, channels;
 };
 
 struct PatchEmbedParams {
   void* out;                     // [total, hidden]: tokens that get their positions, forward only
+  const void* bias;              // [hidden] or null, forward only
   const void* table;             // [side**2, hidden], forward only
   const void* dout;              // [total, hidden], backward only
   void* dtable;                  // [side**2, hidden], backward only
@@ -91,9 +92,9 @@ KEYE_HOST_DEVICE PatchTaps<C> patch_taps(const PatchEmbedParams& params, int64_t
   const auto c = axis_taps<C>(position_of(params, patch, 1), params.grid[3 * image + 2], side,
                               params.align_corners);
   const C r_low = 1 - r.fraction, c_low = 1 - c.fraction;
-  return {{r.low * side + c.low, r.low * side + c.high, r.high * side + c.low,
-           r.high * side + c.high},
-          {r_low * c_low, r_low * c.fraction, r.fraction * c_low, r.fraction * c.fraction}};
+  return {
+      {r.low * side + c.low, r.low * side + c.high, r.high * side + c.low, r.high * side + c.high},
+      {r_low * c_low, r_low * c.fraction, r.fraction * c_low, r.fraction * c.fraction}};
 }
 
 }  // namespace keye_ops

@@ -24,17 +24,14 @@ void bytes_to_rows(const PixelRowsParams& params, int64_t begin, int64_t end) {
         static_cast<const uint8_t*>(params.pixels) + patch * params.pixel_stride;
     T* row = static_cast<T*>(params.rows) + patch * params.inner;
     for (int64_t channel = 0; channel < params.channels; channel++) {
-      const float scale = params.scale[channel], shift = params.shift[channel];
+      const float mean = params.mean[channel], std = params.std[channel];
       int64_t i = 0;
       if constexpr (!std::is_same_v<T, double>) {
         for (; i + kSimdWidth <= area; i += kSimdWidth) {
-          store_vector(row + i,
-                       fused_multiply_add(floats_of(pixels + i), Floats{} + scale, Floats{} + shift));
+          store_vector(row + i, (floats_of(pixels + i) / 255.0f - mean) / std);
         }
       }
-      for (; i < area; i++) {
-        store(row + i, fused_multiply_add(static_cast<float>(pixels[i]), scale, shift));
-      }
+      for (; i < area; i++) store(row + i, (static_cast<float>(pixels[i]) / 255.0f - mean) / std);
       pixels += area, row += area;
     }
   }
@@ -61,18 +58,20 @@ void floats_to_rows(const PixelRowsParams& params, int64_t begin, int64_t end) {
 // V is a vector or one value.
 template <class V, class T>
 KEYE_HOST_DEVICE void add_mixed(const T* const (&rows)[4], const PatchTaps<Compute<T>>& taps,
-                                T* out, int64_t i) {
+                                const T* bias, T* out, int64_t i) {
   const V first = load_as(V{}, rows[0] + i) * taps.shares[0];
   const V second = load_as(V{}, rows[2] + i) * taps.shares[2];
   const V top = fused_multiply_add(load_as(V{}, rows[1] + i), V{} + taps.shares[1], first);
   const V bottom = fused_multiply_add(load_as(V{}, rows[3] + i), V{} + taps.shares[3], second);
-  store_as(out + i, load_as(V{}, out + i) + (top + bottom));
+  const V token = load_as(V{}, out + i);
+  store_as(out + i, (bias == nullptr ? token : token + load_as(V{}, bias + i)) + (top + bottom));
 }
 
 template <class T>
 void add_positions(const PatchEmbedParams& params, int64_t begin, int64_t end) {
   using C = Compute<T>;
   const int64_t hidden = params.hidden;
+  const T* bias = static_cast<const T*>(params.bias);
   int64_t image = image_of(params, begin);
   for (int64_t patch = begin; patch < end; patch++) {
     while (patch >= params.image_offsets[image + 1]) image++;
@@ -82,8 +81,8 @@ void add_positions(const PatchEmbedParams& params, int64_t begin, int64_t end) {
                               table + taps.rows[2] * hidden, table + taps.rows[3] * hidden};
     T* out = static_cast<T*>(params.out) + patch * hidden;
     int64_t i = 0;
-    for (; i + kSimdWidth <= hidden; i += kSimdWidth) add_mixed<Lanes<C>>(rows, taps, out, i);
-    for (; i < hidden; i++) add_mixed<C>(rows, taps, out, i);
+    for (; i + kSimdWidth <= hidden; i += kSimdWidth) add_mixed<Lanes<C>>(rows, taps, bias, out, i);
+    for (; i < hidden; i++) add_mixed<C>(rows, taps, bias, out, i);
   }
 }
 
