@@ -34,12 +34,50 @@ def patch_embed_reference(
     _check_patch_embed(pixel_values, weight, bias, position_embedding, position_ids)
     check_grid("patch_embed", grid, image_offsets, pixel_values.shape[0])
     _check_normalisation(pixel_values, weight, image_mean, image_std)
+    _check_positions(grid, image_offsets, position_ids)
     rows = _pixel_rows(pixel_values, weight, image_mean, image_std)
     tokens = F.linear(rows, weight.flatten(1), bias)
     taps, lambdas = _taps(grid, image_offsets, position_ids, position_embedding, align_corners)
     corners = position_embedding.to(lambdas.dtype)[taps]  # [4, N, C]
     positions = (corners * lambdas[:, :, None]).sum(0)
     return (tokens + positions).to(weight.dtype)
+
+
+def patch_embed_backward_reference(
+    dout: torch.Tensor,
+    pixel_values: torch.Tensor,
+    weight: torch.Tensor,
+    position_embedding: torch.Tensor,
+    grid: torch.Tensor,
+    image_offsets: torch.Tensor,
+    position_ids: torch.Tensor,
+    needs_dpixels: bool,
+    has_bias: bool,
+    align_corners: bool,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients with respect to pixels, weight, bias and table; empty ones for what is absent."""
+    _check_patch_embed(pixel_values, weight, None, position_embedding, position_ids)
+    check_grid("patch_embed", grid, image_offsets, pixel_values.shape[0])
+    _check_normalisation(pixel_values, weight, image_mean, image_std)
+    _check_positions(grid, image_offsets, position_ids)
+    check_shape("patch_embed", "dout", dout, (pixel_values.shape[0], weight.shape[0]))
+    check_same("patch_embed", "dout", dout, "weight", weight)
+    dpixels = pixel_values.new_empty(0)
+    if needs_dpixels:
+        flat = dout @ weight.flatten(1)
+        dpixels = flat.reshape(pixel_values.shape).to(pixel_values.dtype)
+    rows = _pixel_rows(pixel_values, weight, image_mean, image_std)
+    dweight = (dout.T @ rows).reshape(weight.shape)
+    dbias = dout.sum(0) if has_bias else weight.new_empty(0)
+    # The interpolation as a matrix [N, S*S], so that its transpose needs no atomics.
+    taps, lambdas = _taps(grid, image_offsets, position_ids, position_embedding, align_corners)
+    mixing = lambdas.new_zeros(dout.shape[0], position_embedding.shape[0])
+    for tap, share in zip(taps, lambdas, strict=True):
+        mixing = mixing.scatter_add(1, tap[:, None], share[:, None])
+    dtable = (mixing.T @ dout.to(lambdas.dtype)).to(weight.dtype)
+    return dpixels, dweight, dbias, dtable
 
 
 def _pixel_rows(
@@ -103,6 +141,7 @@ def _check_patch_embed(
     shape = list(pixel_values.shape)
     good = pixel_values.dim() >= 2 and pixel_values.shape[1:].numel() == inner
     check(good, op, f"pixel_values must be [N, ...] with {inner} values a patch", shape)
+    check_shape(op, "position_ids", position_ids, ("N", 2))
     total = position_ids.shape[0]
     requirement = f"pixel_values must hold the {total} patches of the grid"
     check(pixel_values.shape[0] == total, op, requirement, shape[0])
@@ -129,8 +168,25 @@ def _check_normalisation(
     channels = weight.shape[1] if weight.dim() == 4 else 3
     requirement = f"image_mean and image_std must have {channels} values for uint8 pixels"
     check(sizes == (channels, channels), "patch_embed", requirement, sizes)
+    good = channels > 0 and weight.shape[1:].numel() % channels == 0
+    requirement = "weight must have channels of equal size for uint8 pixels"
+    check(good, "patch_embed", requirement, list(weight.shape))
     good = all(x != 0 for x in image_std)
     check(good, "patch_embed", "image_std must not hold 0", list(image_std))
+
+
+def _check_positions(
+    grid: torch.Tensor, image_offsets: torch.Tensor, position_ids: torch.Tensor
+) -> None:
+    """Require positions inside the grid; values are looked at on the host only."""
+    plain = type(grid) is torch.Tensor and type(position_ids) is torch.Tensor
+    if torch.compiler.is_compiling() or not plain or grid.device.type != "cpu":
+        return
+    size = grid[:, 1:].repeat_interleave(image_offsets.diff(), 0)  # [N, 2]
+    outside = ((position_ids < 0) | (position_ids >= size)).any(1)
+    requirement = "position_ids must lie inside their image's grid"
+    got = position_ids[outside][:1].flatten().tolist()
+    check(not got, "patch_embed", requirement, got)
 
 
 # ---- schema, fake, autograd ----
@@ -143,10 +199,38 @@ define(
     patch_embed_reference,
 )
 
+define(
+    "patch_embed_backward",
+    "(Tensor dout, Tensor pixel_values, Tensor weight, Tensor position_embedding, Tensor grid, "
+    "Tensor image_offsets, Tensor position_ids, bool needs_dpixels, bool has_bias, "
+    "bool align_corners, float[] image_mean, float[] image_std) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    patch_embed_backward_reference,
+)
+
 
 @torch.library.register_fake("keye_ops::patch_embed")
 def _(pixel_values: torch.Tensor, weight: torch.Tensor, *args: Any) -> torch.Tensor:
     return weight.new_empty(pixel_values.shape[0], weight.shape[0])
+
+
+@torch.library.register_fake("keye_ops::patch_embed_backward")
+def _(
+    dout: torch.Tensor,
+    pixel_values: torch.Tensor,
+    weight: torch.Tensor,
+    position_embedding: torch.Tensor,
+    grid: torch.Tensor,
+    image_offsets: torch.Tensor,
+    position_ids: torch.Tensor,
+    needs_dpixels: bool,
+    has_bias: bool,
+    *args: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    dpixels = pixel_values.new_empty(pixel_values.shape if needs_dpixels else [0])
+    dbias = weight.new_empty(weight.shape[0] if has_bias else 0)
+    dtable = weight.new_empty(position_embedding.shape)
+    return dpixels, weight.new_empty(weight.shape), dbias, dtable
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -156,22 +240,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 
 def _backward(ctx: Any, dout: torch.Tensor) -> tuple[Any, ...]:
-    pixel_values, weight, table, grid, offsets, position_ids = ctx.saved_tensors
-    has_bias, align, mean, std = ctx.options
-    dpixel = None
-    if ctx.needs_input_grad[0]:
-        dpixel = (dout @ weight.flatten(1)).view(pixel_values.shape).to(pixel_values.dtype)
-    dweight = (dout.T @ _pixel_rows(pixel_values, weight, mean, std)).view(weight.shape)
-    dbias = dout.sum(0) if has_bias else None
-    dtable = None
-    if ctx.needs_input_grad[3]:
-        # The interpolation as a matrix [N, S*S], so that its transpose needs no atomics.
-        taps, lambdas = _taps(grid, offsets, position_ids, table, align)
-        mixing = lambdas.new_zeros(dout.shape[0], table.shape[0])
-        for tap, share in zip(taps, lambdas, strict=True):
-            mixing = mixing.scatter_add(1, tap[:, None], share[:, None])
-        dtable = (mixing.T @ dout.to(lambdas.dtype)).to(table.dtype)
-    return dpixel, dweight, dbias, dtable, *[None] * 6
+    has_bias, *options = ctx.options
+    needs_dpixels = ctx.needs_input_grad[0]
+    op = torch.ops.keye_ops.patch_embed_backward
+    grads = op(dout.contiguous(), *ctx.saved_tensors, needs_dpixels, has_bias, *options)
+    dpixels, dweight, dbias, dtable = grads
+    absent = [None] * 6
+    return dpixels if needs_dpixels else None, dweight, dbias if has_bias else None, dtable, *absent
 
 
 torch.library.register_autograd("keye_ops::patch_embed", _backward, setup_context=_setup_context)
@@ -216,6 +291,13 @@ def patch_embed(
     packed = as_packed_grid(grid, weight.device)
     args = (pixel_values, weight, bias, position_embedding, packed.grid, packed.image_offsets)
     options = (packed.position_ids, align_corners, list(image_mean), list(image_std))
-    if dispatch.use_native("patch_embed", pixel_values):
+    unsupported = _unsupported(weight, bias, position_embedding)
+    if dispatch.use_native("patch_embed", pixel_values, unsupported):
         return dispatch.call(torch.ops.keye_ops.patch_embed.default, args + options)
     return patch_embed_reference(*args, *options)
+
+
+def _unsupported(*parameters: torch.Tensor | None) -> str | None:
+    """Why the native kernel does not take the arguments, or None if it does."""
+    good = all(x is None or x.is_contiguous() for x in parameters)
+    return None if good else "it needs a contiguous weight, bias and position_embedding"

@@ -33,6 +33,7 @@ OPS = (
     "rope_",
     "rope_backward",
     "patch_embed",
+    "patch_embed_backward",
     "varlen_attention",
     "varlen_attention_backward",
     "add_layer_norm",

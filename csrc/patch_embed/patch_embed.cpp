@@ -1,0 +1,237 @@
+// patch_embed: schema, argument checks, and the passes around torch's matrix products.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+
+#include "common/allocate.h"
+#include "common/aten.h"
+#include "common/check.h"
+#include "common/grid.h"
+#include "patch_embed/patch_embed_op.h"
+
+namespace keye_ops {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "patch_embed";
+
+// The values of a patch, however they are arranged.
+int64_t inner_size(const Tensor& tensor) {
+  int64_t inner = 1;
+  for (int64_t i = 1; i < tensor.dim(); i++) inner *= tensor.size(i);
+  return inner;
+}
+
+std::vector<int64_t> shape_vector(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
+void check_contiguous(const char* name, const Tensor& tensor) {
+  KEYE_CHECK(tensor.is_contiguous(), kOp, ": ", name, " must be contiguous, got strides [",
+             tensor.stride(0), ", ", tensor.stride(1), "...]");
+}
+
+// On the host: every place is one of its image.
+void check_position_values(const PatchEmbedParams& params) {
+  int64_t image = 0;
+  for (int64_t patch = 0; patch < params.total; patch++) {
+    while (patch >= params.image_offsets[image + 1]) image++;
+    const int64_t row = position_of(params, patch, 0), column = position_of(params, patch, 1);
+    const bool good = row >= 0 && column >= 0 && row < params.grid[3 * image + 1] &&
+                      column < params.grid[3 * image + 2];
+    KEYE_CHECK(good, kOp, ": position_ids must lie inside their image's grid, got [", row, ", ",
+               column, "]");
+  }
+}
+
+void check_normalisation(const Tensor& pixel_values, const Tensor& weight,
+                         const std::vector<double>& mean, const std::vector<double>& std) {
+  if (pixel_values.scalar_type() != ScalarType::Byte) return;
+  const size_t channels = weight.dim() == 4 ? weight.size(1) : 3;
+  KEYE_CHECK(mean.size() == channels && std.size() == channels, kOp,
+             ": image_mean and image_std must have ", channels, " values for uint8 pixels, got (",
+             mean.size(), ", ", std.size(), ")");
+  KEYE_CHECK(channels > 0 && inner_size(weight) % channels == 0, kOp,
+             ": weight must have channels of equal size for uint8 pixels, got ", shape_of(weight));
+  for (double x : std) KEYE_CHECK(x != 0, kOp, ": image_std must not hold 0, got ", x);
+}
+
+// Checks all but the gradient, and describes the positions.
+PatchEmbedParams patch_embed_params(const Tensor& pixel_values, const Tensor& weight,
+                                    const std::optional<Tensor>& bias, const Tensor& table,
+                                    const Tensor& grid, const Tensor& image_offsets,
+                                    const Tensor& position_ids, bool align_corners,
+                                    const std::vector<double>& mean,
+                                    const std::vector<double>& std) {
+  check_floating(kOp, "weight", weight);
+  KEYE_CHECK(weight.dim() == 2 || weight.dim() == 4, kOp,
+             ": weight must be [C, 3, 14, 14] or [C, K], got ", shape_of(weight));
+  const int64_t hidden = weight.size(0), inner = inner_size(weight);
+  if (pixel_values.scalar_type() != ScalarType::Byte) {
+    check_floating(kOp, "pixel_values (unless uint8)", pixel_values);
+  }
+  KEYE_CHECK(same_device(pixel_values, weight), kOp, ": pixel_values must be on ",
+             device_name(weight), ", got ", device_name(pixel_values));
+  KEYE_CHECK(pixel_values.dim() >= 2 && inner_size(pixel_values) == inner, kOp,
+             ": pixel_values must be [N, ...] with ", inner, " values a patch, got ",
+             shape_of(pixel_values));
+  KEYE_CHECK(position_ids.dim() == 2 && position_ids.size(1) == 2, kOp,
+             ": position_ids must be [N, 2], got ", shape_of(position_ids));
+  const int64_t total = position_ids.size(0);
+  KEYE_CHECK(pixel_values.size(0) == total, kOp, ": pixel_values must hold the ", total,
+             " patches of the grid, got ", pixel_values.size(0));
+  if (bias.has_value()) {
+    KEYE_CHECK(bias->dim() == 1 && bias->size(0) == hidden, kOp, ": bias must be [", hidden,
+               "], got ", shape_of(*bias));
+    check_same(kOp, "bias", *bias, "weight", weight);
+    KEYE_CHECK(bias->is_contiguous(), kOp, ": bias must be contiguous, got stride ",
+               bias->stride(0));
+  }
+  KEYE_CHECK(table.dim() == 2 && table.size(1) == hidden, kOp,
+             ": position_embedding must be [S*S, ", hidden, "], got ", shape_of(table));
+  check_same(kOp, "position_embedding", table, "weight", weight);
+  const int64_t side = std::llround(std::sqrt(static_cast<double>(table.size(0))));
+  KEYE_CHECK(side > 0 && side * side == table.size(0), kOp,
+             ": position_embedding must have a square number of rows, got ", table.size(0));
+  KEYE_CHECK(is_integer(position_ids.scalar_type()) && same_device(position_ids, weight), kOp,
+             ": position_ids must be int32 or int64 on ", device_name(weight), ", got ",
+             dtype_name(position_ids.scalar_type()), " on ", device_name(position_ids));
+  check_grid(kOp, grid, image_offsets, weight, total, 1);
+  check_normalisation(pixel_values, weight, mean, std);
+  check_contiguous("weight", weight);
+  check_contiguous("position_embedding", table);
+
+  PatchEmbedParams params{};
+  params.table = table.const_data_ptr();
+  params.grid = grid.const_data_ptr<int32_t>();
+  params.image_offsets = image_offsets.const_data_ptr<int32_t>();
+  params.position_ids = position_ids.const_data_ptr();
+  params.position_stride = stride_of(position_ids, 0);
+  params.axis_stride = stride_of(position_ids, 1);
+  params.total = total;
+  params.hidden = hidden;
+  params.num_images = grid.size(0);
+  params.side = side;
+  params.wide_ids = position_ids.scalar_type() == ScalarType::Long;
+  params.align_corners = align_corners;
+  if (position_ids.is_cpu()) check_position_values(params);
+  return params;
+}
+
+PatchEmbedBackend& backend_of(const Tensor& tensor) {
+  return patch_embed_backend(tensor.is_cpu() ? PatchEmbedDevice::kCpu : PatchEmbedDevice::kCuda);
+}
+
+// Whether the values of a patch lie one after another.
+bool has_whole_patches(const Tensor& pixel_values) {
+  int64_t stride = 1;
+  for (int64_t i = pixel_values.dim() - 1; i > 0; i--) {
+    if (pixel_values.size(i) > 1 && pixel_values.stride(i) != stride) return false;
+    stride *= pixel_values.size(i);
+  }
+  return true;
+}
+
+// Pixels as rows [N, K] in the weight's dtype: a view where they are that already.
+Tensor pixel_rows(const Tensor& pixel_values, const Tensor& weight, const std::vector<double>& mean,
+                  const std::vector<double>& std) {
+  const int64_t total = pixel_values.size(0), inner = inner_size(weight);
+  const Tensor pixels =
+      has_whole_patches(pixel_values) ? pixel_values : torch::stable::contiguous(pixel_values);
+  if (pixels.scalar_type() == weight.scalar_type()) {
+    return torch::stable::view(pixels, std::vector<int64_t>{total, inner});
+  }
+  Tensor rows = new_empty_like(weight, {total, inner});
+  if (total * inner == 0) return rows;
+  PixelRowsParams params{};
+  const std::vector<float> means(mean.begin(), mean.end()), stds(std.begin(), std.end());
+  params.pixels = pixels.const_data_ptr();
+  params.rows = rows.mutable_data_ptr();
+  params.mean = means.data();
+  params.std = stds.data();
+  params.pixel_stride = stride_of(pixels, 0);
+  params.total = total;
+  params.inner = inner;
+  params.channels = static_cast<int64_t>(means.size());
+  backend_of(weight).pack(params, pixels.scalar_type(), weight.scalar_type(),
+                          weight.get_device_index());
+  return rows;
+}
+
+}  // namespace
+
+PatchEmbedBackend& patch_embed_backend(PatchEmbedDevice device) {
+  static PatchEmbedBackend backends[2] = {};
+  return backends[static_cast<int>(device)];
+}
+
+Tensor patch_embed(const Tensor& pixel_values, const Tensor& weight, std::optional<Tensor> bias,
+                   const Tensor& position_embedding, const Tensor& grid,
+                   const Tensor& image_offsets, const Tensor& position_ids, bool align_corners,
+                   std::vector<double> image_mean, std::vector<double> image_std) {
+  PatchEmbedParams params =
+      patch_embed_params(pixel_values, weight, bias, position_embedding, grid, image_offsets,
+                         position_ids, align_corners, image_mean, image_std);
+  if (params.total * params.hidden == 0) {
+    return new_empty_like(weight, {params.total, params.hidden});
+  }
+  const Tensor rows = pixel_rows(pixel_values, weight, image_mean, image_std);
+  const std::vector<int64_t> flat{params.hidden, inner_size(weight)};
+  Tensor out = aten_linear(rows, torch::stable::view(weight, flat), std::nullopt);
+  // NOTE: torch's product of bf16 takes twice as long with a bias.
+  params.bias = bias.has_value() ? bias->const_data_ptr() : nullptr;
+  params.out = out.mutable_data_ptr();
+  backend_of(weight).add_positions(params, weight.scalar_type(), weight.get_device_index());
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> patch_embed_backward(
+    const Tensor& dout, const Tensor& pixel_values, const Tensor& weight,
+    const Tensor& position_embedding, const Tensor& grid, const Tensor& image_offsets,
+    const Tensor& position_ids, bool needs_dpixels, bool has_bias, bool align_corners,
+    std::vector<double> image_mean, std::vector<double> image_std) {
+  PatchEmbedParams params =
+      patch_embed_params(pixel_values, weight, std::nullopt, position_embedding, grid,
+                         image_offsets, position_ids, align_corners, image_mean, image_std);
+  KEYE_CHECK(dout.dim() == 2 && dout.size(0) == params.total && dout.size(1) == params.hidden, kOp,
+             ": dout must be [", params.total, ", ", params.hidden, "], got ", shape_of(dout));
+  check_same(kOp, "dout", dout, "weight", weight);
+  check_contiguous("dout", dout);
+
+  Tensor dpixels = new_empty_like(pixel_values, {0});
+  if (needs_dpixels) {
+    const std::vector<int64_t> flat{params.hidden, inner_size(weight)};
+    const Tensor product = torch::stable::matmul(dout, torch::stable::view(weight, flat));
+    dpixels = torch::stable::view(in_dtype_of(product, pixel_values), shape_vector(pixel_values));
+  }
+  const Tensor rows = pixel_rows(pixel_values, weight, image_mean, image_std);
+  const Tensor product = torch::stable::matmul(torch::stable::transpose(dout, 0, 1), rows);
+  const Tensor dweight = torch::stable::view(in_dtype_of(product, weight), shape_vector(weight));
+  Tensor dbias = new_empty_like(weight, {has_bias ? params.hidden : 0});
+  Tensor dtable = new_empty_like(position_embedding);
+  params.dout = dout.const_data_ptr();
+  params.dtable = dtable.mutable_data_ptr();
+  params.dbias = has_bias ? dbias.mutable_data_ptr() : nullptr;
+  if (params.hidden > 0) {
+    backend_of(weight).backward(params, weight.scalar_type(), weight.get_device_index());
+  }
+  return {dpixels, dweight, dbias, dtable};
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(keye_ops, m) {
+  m.def(
+      "patch_embed(Tensor pixel_values, Tensor weight, Tensor? bias, Tensor position_embedding, "
+      "Tensor grid, Tensor image_offsets, Tensor position_ids, bool align_corners=False, "
+      "float[] image_mean=[0.5, 0.5, 0.5], float[] image_std=[0.5, 0.5, 0.5]) -> Tensor");
+  m.def(
+      "patch_embed_backward(Tensor dout, Tensor pixel_values, Tensor weight, "
+      "Tensor position_embedding, Tensor grid, Tensor image_offsets, Tensor position_ids, "
+      "bool needs_dpixels, bool has_bias, bool align_corners, float[] image_mean, "
+      "float[] image_std) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+}  // namespace keye_ops
