@@ -98,7 +98,7 @@ def judge(name, actual, plain, exact, scale, tally=None):
             f"{exact.flatten()[flat]:.6e} is right and plain is off by at most {largest:.3e}; "
             f"allowed is {bound.flatten()[flat]:.3e}"
         )
-    if tally is not None and not double:
+    if tally is not None and not double and judged.any():
         unit = largest + exact.abs().max().item() * torch.finfo(dtype).eps / 2 + rounding * scale
         if unit > 0:
             tally.add(name, dtype, error[judged], plain_error[judged], unit)
