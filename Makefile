@@ -7,15 +7,33 @@ TORCH ?= 2.13.0
 ORACLES := keye-vl-utils==1.5.2 einops==0.8.2 opencv-python-headless==5.0.0.93
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
-CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh') \
+	$(wildcard python_tests/*.cpp)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test sanitize arm64 lint format bench clean
 
 demo: $(VENV)/.package
 	$(BIN)/keye-ops demo $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# The CPU library once more, with the address and undefined behaviour sanitizers.
+sanitize: $(VENV)/.dev
+	$(BIN)/python python_tests/sanitize.py $(ARGS)
+
+# Compiles the CPU library for arm64. There is no torch to link it with, so "true" is the linker.
+# Debian's Python.h looks for its settings in a folder named after the target: any will do.
+arm64: $(VENV)/.torch
+	mkdir -p build/arm64
+	ln -sfn /usr/include/$$(g++ -dumpmachine) build/arm64/aarch64-linux-gnu
+	torch=$$($(BIN)/python -c 'import torch; print(torch.__path__[0])') && \
+	python=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["include"])') && \
+	cmake -S . -B build/arm64 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_CXX_FLAGS=-Werror \
+		"-DCMAKE_CXX_CREATE_SHARED_LIBRARY=<CMAKE_COMMAND> -E true" -DKEYE_TORCH_LIB="$$torch/lib" \
+		-DKEYE_TORCH_INCLUDE="$$torch/include" -DKEYE_PYTHON_INCLUDE="$$python"
+	cmake --build build/arm64 --parallel 2
 
 bench: $(VENV)/.dev
 	$(BIN)/keye-ops bench $(ARGS)
