@@ -16,6 +16,7 @@ namespace {
 
 constexpr const char* kNames[] = {"default", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
 
+#if defined(KEYE_HAVE_X86_ISAS)
 // Whether the CPU has tiles of bf16 and the kernel lets this process use them: their registers are
 // large, so Linux wants to be asked once.
 bool can_use_amx() {
@@ -30,6 +31,7 @@ bool can_use_amx() {
   return false;
 #endif
 }
+#endif
 
 CpuCapability best_capability() {
 #if defined(KEYE_HAVE_X86_ISAS)

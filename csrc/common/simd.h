@@ -10,6 +10,8 @@
 #include "common/dtype.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace keye_ops {
@@ -178,8 +180,18 @@ KEYE_HOST_DEVICE Floats round_of(Floats x) {
 KEYE_HOST_DEVICE float fused_multiply_add(float a, float b, float c) {
   return __builtin_fmaf(a, b, c);
 }
+// Named, because compilers fuse by themselves only where they optimise.
 KEYE_HOST_DEVICE Floats fused_multiply_add(Floats a, Floats b, Floats c) {
-  return a * b + c;  // -ffp-contract=fast makes it one instruction
+#if defined(__AVX512F__)
+  return bit_cast<Floats>(
+      _mm512_fmadd_ps(bit_cast<__m512>(a), bit_cast<__m512>(b), bit_cast<__m512>(c)));
+#elif defined(__AVX2__)
+  return bit_cast<Floats>(
+      _mm256_fmadd_ps(bit_cast<__m256>(a), bit_cast<__m256>(b), bit_cast<__m256>(c)));
+#else
+  return bit_cast<Floats>(
+      vfmaq_f32(bit_cast<float32x4_t>(c), bit_cast<float32x4_t>(a), bit_cast<float32x4_t>(b)));
+#endif
 }
 #else
 // Without the instruction: the product of two floats is exact in double.
