@@ -100,7 +100,7 @@ def judge(name, actual, plain, exact, scale, tally=None):
         )
     if tally is not None and not double and judged.any():
         unit = largest + exact.abs().max().item() * torch.finfo(dtype).eps / 2 + rounding * scale
-        if unit > 0:
+        if unit > 0 and judged.any():
             tally.add(name, dtype, error[judged], plain_error[judged], unit)
 
 

@@ -220,4 +220,4 @@ def test_a_fault_is_reported(op, fault):
 
 @on_each_lesser_instruction_set
 def test_fuzz_on_a_lesser_instruction_set(isa):
-    rerun(__file__, isa, "test_fuzz and not instruction", KEYE_OPS_FUZZ_EXAMPLES="100")
+    rerun(__file__, isa, "not fault and not instruction", KEYE_OPS_FUZZ_EXAMPLES="100")
