@@ -1,26 +1,15 @@
-// Errors: every message names the op, the requirement and the value received.
+// Checks of torch's tensors, for the ops.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 
 #include <sstream>
-#include <stdexcept>
 #include <string>
 
 #include "common/dtype.h"
+#include "common/error.h"
 
 namespace keye_ops {
-
-template <class... Parts>
-std::string message(const Parts&... parts) {
-  std::ostringstream stream;
-  ((stream << parts), ...);
-  return stream.str();
-}
-
-// A macro, so that the message is built on failure only.
-#define KEYE_CHECK(condition, ...) \
-  if (!(condition)) throw std::runtime_error(::keye_ops::message(__VA_ARGS__))
 
 inline std::string shape_of(const torch::stable::Tensor& tensor) {
   std::ostringstream stream;

@@ -1,32 +1,98 @@
 // The one way to launch a kernel: on the tensor's device, on the current stream, with the error
-// raised.
+// raised; or, in a host build, on the executor, with its findings raised.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+
+#include "common/error.h"
+
+#if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
-
-#include <cstdint>
-
-#include "common/check.h"
+#include <torch/csrc/stable/macros.h>
+#else
+#include "host_executor/executor.h"
+#endif
 
 namespace keye_ops {
 
 constexpr int64_t kMaxGrid = (int64_t{1} << 31) - 1;
 
+struct LaunchShape {
+  int64_t num_blocks;
+  int num_threads;
+  size_t shared_bytes = 0;  // dynamic
+  int cluster_size = 1;     // blocks
+};
+
+#if defined(__CUDACC__)
+
+constexpr size_t kSharedBytesForAll = 48 * 1024;  // more must be asked for
+
 template <class Params>
-void launch(const char* op, void (*kernel)(Params), int64_t num_blocks, int num_threads,
-            int device_index, const Params& params) {
-  KEYE_CHECK(num_blocks >= 1 && num_blocks <= kMaxGrid, op,
-             ": a launch takes 1 to 2**31 - 1 blocks, got ", num_blocks);
+void launch_checked(const char* op, void (*kernel)(Params), const LaunchShape& shape,
+                    int device_index, const Params& params) {
+  const auto check = [&](cudaError_t error) {
+    KEYE_CHECK(error == cudaSuccess, op, ": the launch of ", shape.num_blocks, " blocks of ",
+               shape.num_threads, " threads with ", shape.shared_bytes,
+               " bytes of shared memory must succeed, got ", cudaGetErrorString(error));
+  };
   const torch::stable::accelerator::DeviceGuard guard(device_index);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
-  kernel<<<static_cast<unsigned>(num_blocks), num_threads, 0, static_cast<cudaStream_t>(stream)>>>(
-      params);
-  const cudaError_t error = cudaGetLastError();
-  KEYE_CHECK(error == cudaSuccess, op, ": the launch of ", num_blocks, " blocks of ", num_threads,
-             " threads must succeed, got ", cudaGetErrorString(error));
+  if (shape.shared_bytes > kSharedBytesForAll) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shape.shared_bytes)));
+  }
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(shape.cluster_size), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(shape.num_blocks));
+  config.blockDim = dim3(static_cast<unsigned>(shape.num_threads));
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster;
+  config.numAttrs = shape.cluster_size > 1 ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, params));
+}
+
+#else
+
+template <class Params>
+void launch_checked(const char* op, void (*kernel)(Params), const LaunchShape& shape,
+                    int /*device_index*/, const Params& params) {
+  struct Call {
+    void (*kernel)(Params);
+    const Params& params;
+  };
+  const Call call{kernel, params};
+  host_executor::LaunchConfig config;
+  config.grid.x = static_cast<uint32_t>(shape.num_blocks);
+  config.block.x = static_cast<uint32_t>(shape.num_threads);
+  config.cluster.x = static_cast<uint32_t>(shape.cluster_size);
+  config.shared_bytes = shape.shared_bytes;
+  const auto run = [](const void* context) {
+    const Call& call = *static_cast<const Call*>(context);
+    call.kernel(call.params);
+  };
+  const host_executor::Report report =
+      host_executor::launch(config, run, &call, host_executor::default_schedule());
+  host_executor::reports().push_back(report);
+  KEYE_CHECK(report.findings.empty(), op, ": a launch on the host executor must have no findings, ",
+             "got\n", report.text());
+}
+
+#endif
+
+template <class Params>
+void launch(const char* op, void (*kernel)(Params), const LaunchShape& shape, int device_index,
+            const Params& params) {
+  KEYE_CHECK(shape.num_blocks >= 1 && shape.num_blocks <= kMaxGrid, op,
+             ": a launch takes 1 to 2**31 - 1 blocks, got ", shape.num_blocks);
+  launch_checked(op, kernel, shape, device_index, params);
 }
 
 }  // namespace keye_ops

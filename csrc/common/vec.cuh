@@ -1,10 +1,16 @@
 // 16 bytes of memory as fp32 values in registers.
 #pragma once
 
-#include <cuda_bf16.h>
+#if defined(__CUDACC__)
 #include <cuda_fp16.h>
+#endif
 
-#include "common/thread.cuh"
+#include <cstdint>
+#include <cstring>
+
+#include "common/dtype.h"
+#include "common/memory.cuh"
+#include "common/ptx/approx.cuh"
 
 namespace keye_ops {
 
@@ -13,63 +19,44 @@ constexpr int kVectorBytes = 16;
 template <class T>
 constexpr int kVectorSize = kVectorBytes / static_cast<int>(sizeof(T));
 
-KEYE_DEVICE float to_float(float x) { return x; }
-KEYE_DEVICE float to_float(__half x) { return __half2float(x); }
-KEYE_DEVICE float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-KEYE_DEVICE float float_of_bits(uint32_t bits) {
-  union {
-    uint32_t word;
-    float value;
-  };
-  word = bits;
-  return value;
-}
-
-template <class T>
-KEYE_DEVICE T from_float(float x);
-template <>
-KEYE_DEVICE float from_float<float>(float x) {
-  return x;
-}
-template <>
-KEYE_DEVICE __half from_float<__half>(float x) {
-  return __float2half_rn(x);
-}
-template <>
-KEYE_DEVICE __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-
 // 16 bytes as they lie in memory.
 struct alignas(16) Chunk {
   uint32_t values[4];
 };
 
-// p must be aligned to 16 bytes.
-template <class T>
-KEYE_DEVICE Chunk load_chunk(const T* p) {
-  const uint4 bits = *reinterpret_cast<const uint4*>(p);
-  return {{bits.x, bits.y, bits.z, bits.w}};
+KEYE_DEVICE float float_of_bits(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+KEYE_DEVICE uint32_t bits_of_float(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
+KEYE_DEVICE float to_float(BFloat16 x) { return float_of_bits(uint32_t{x.bits} << 16); }
+KEYE_DEVICE float to_float(Half x) {
+#if defined(__CUDACC__)
+  return __half2float(__ushort_as_half(x.bits));
+#else
+  _Float16 half;
+  memcpy(&half, &x.bits, sizeof(half));
+  return half;
+#endif
 }
 
 template <class T>
 KEYE_DEVICE void unpack(const Chunk& chunk, float (&values)[kVectorSize<T>]) {
-  union {
-    Chunk bits;
-    T elements[kVectorSize<T>];
-  };
-  bits = chunk;
-#pragma unroll
-  for (int i = 0; i < kVectorSize<T>; i++) values[i] = to_float(elements[i]);
-}
-// NOTE: two instructions a word where the general form takes three.
-template <>
-KEYE_DEVICE void unpack<__nv_bfloat16>(const Chunk& chunk, float (&values)[8]) {
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    values[2 * i] = float_of_bits(chunk.values[i] << 16);
-    values[2 * i + 1] = float_of_bits(chunk.values[i] & 0xffff0000u);
+    const uint32_t word = chunk.values[i];
+    if constexpr (sizeof(T) == 4) {
+      values[i] = float_of_bits(word);
+    } else {
+      values[2 * i] = to_float(T{static_cast<uint16_t>(word)});
+      values[2 * i + 1] = to_float(T{static_cast<uint16_t>(word >> 16)});
+    }
   }
 }
 
@@ -88,19 +75,22 @@ KEYE_DEVICE Chunk swap_adjacent(const Chunk& chunk) {
 // p must be aligned to 16 bytes.
 template <class T>
 KEYE_DEVICE void load_vector(const T* p, float (&values)[kVectorSize<T>]) {
-  unpack<T>(load_chunk(p), values);
+  unpack<T>(load_bytes<Chunk>(p), values);
 }
 
 // p must be aligned to 16 bytes.
 template <class T>
 KEYE_DEVICE void store_vector(T* p, const float (&values)[kVectorSize<T>]) {
-  union {
-    uint4 bits;
-    T elements[kVectorSize<T>];
-  };
+  Chunk chunk;
 #pragma unroll
-  for (int i = 0; i < kVectorSize<T>; i++) elements[i] = from_float<T>(values[i]);
-  *reinterpret_cast<uint4*>(p) = bits;
+  for (int i = 0; i < 4; i++) {
+    if constexpr (sizeof(T) == 4) {
+      chunk.values[i] = bits_of_float(values[i]);
+    } else {
+      chunk.values[i] = ptx::cvt_rn_x2<T>(values[2 * i], values[2 * i + 1]);
+    }
+  }
+  store_bytes(p, chunk);
 }
 
 }  // namespace keye_ops
