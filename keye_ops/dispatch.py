@@ -90,6 +90,11 @@ def dispatches() -> list[Dispatch]:
     return list(_last.values())
 
 
+def kernel_device(tensor: torch.Tensor) -> str:
+    """The device type whose kernels a tensor goes to."""
+    return tensor.device.type
+
+
 def has_kernel(op: str, device_type: str) -> bool:
     """Whether a native kernel of ``op`` is registered for a device type (``"cpu"``, ``"cuda"``)."""
     known = _kernels.get((op, device_type))

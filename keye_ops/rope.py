@@ -221,7 +221,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
 def _fit_for_kernel(x: torch.Tensor) -> torch.Tensor:
     """A tensor as the kernels take it, where autograd or a graph leaves no other choice."""
     fits = x.dim() == 0 or x.stride(-1) == 1
-    if fits and x.is_cuda and not torch.compiler.is_compiling():
+    if fits and dispatch.kernel_device(x) == "cuda" and not torch.compiler.is_compiling():
         fits = _aligned(x)
     return x if fits else x.clone(memory_format=torch.contiguous_format)
 
@@ -522,7 +522,7 @@ def _unsupported(*tensors: torch.Tensor | None) -> str | None:
     q, k = tensors[:2]
     if q.dim() == k.dim() == 3 and q.numel() and (q.stride(-1) != 1 or k.stride(-1) != 1):
         return "it needs a unit last stride"
-    if q.device.type != "cuda" or q.dim() != 3:
+    if dispatch.kernel_device(q) != "cuda" or q.dim() != 3:
         return None
     if q.dtype == torch.float64:
         return "it has no fp64 on cuda"

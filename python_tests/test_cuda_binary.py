@@ -2,79 +2,44 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+import cuda_ledger
 import pytest
+from cuda_ledger import LIBRARY
 
-import keye_ops
-
-LIBRARY = Path(keye_ops.__file__).parent / "_C_cuda.abi3.so"
-
-
-def find_cuobjdump():
-    """From PyPI's packages (beside nvdisasm, which it calls), or from a toolkit."""
-    spec = importlib.util.find_spec("nvidia")
-    for root in spec.submodule_search_locations if spec else []:
-        for path in Path(root).glob("*/bin/cuobjdump"):
-            return str(path)
-    return shutil.which("cuobjdump")
-
-
-CUOBJDUMP = find_cuobjdump()
 pytestmark = [
     pytest.mark.skipif(not LIBRARY.exists(), reason="_C_cuda was not built"),
-    pytest.mark.skipif(CUOBJDUMP is None, reason="cuobjdump is not installed"),
+    pytest.mark.skipif(cuda_ledger.find_cuobjdump() is None, reason="cuobjdump is not installed"),
 ]
-
-
-def dump(option):
-    tools = str(Path(CUOBJDUMP).parent)
-    result = subprocess.run(
-        [CUOBJDUMP, option, str(LIBRARY)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PATH": f"{tools}:/usr/bin:/bin"},
-    )
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
 def usage():
     """(architecture, kernel, registers, stack bytes, local bytes) of every kernel."""
-    rows, architecture = [], ""
-    for line in dump("-res-usage").splitlines():
-        if found := re.search(r"arch = (sm_\w+)", line):
-            architecture = found[1]
-        elif found := re.search(r"Function (\w+)", line):
-            kernel = found[1]
-        elif found := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
-            rows.append((architecture, kernel, *map(int, found.groups())))
-    return rows
+    kernels = cuda_ledger.parse_usage(cuda_ledger.dump(LIBRARY, "-res-usage"))
+    return [
+        (architecture, name, entry["registers"], entry["stack"], entry["local"])
+        for architecture, entries in kernels.items()
+        for name, entry in entries.items()
+    ]
 
 
 @pytest.fixture(scope="module")
 def code():
     """Instructions of every kernel, by (architecture, kernel)."""
-    kernels, architecture = {}, ""
-    for line in dump("-sass").splitlines():
-        if found := re.search(r"arch = (sm_\w+)", line):
-            architecture = found[1]
-        elif found := re.search(r"Function : (\w+)", line):
-            lines = kernels.setdefault((architecture, found[1]), [])
-        elif re.match(r"\s+/\*[0-9a-f]{4,}\*/\s", line):
-            lines.append(line)
-    return kernels
+    kernels = cuda_ledger.parse_code(cuda_ledger.dump(LIBRARY, "-sass"))
+    return {
+        (architecture, name): lines
+        for architecture, entries in kernels.items()
+        for name, lines in entries.items()
+    }
 
 
 def built_architectures():
-    listing = dump("-lelf") if CUOBJDUMP and LIBRARY.exists() else ""
-    return sorted(set(re.findall(r"(sm_\w+)\.cubin", listing)))
+    return sorted(set(re.findall(r"(sm_\w+)\.cubin", cuda_ledger.dump(LIBRARY, "-lelf"))))
 
 
 def test_the_library_loads_and_registers_its_kernels():
@@ -133,3 +98,15 @@ def test_rope_has_several_loads_on_their_way(code):
         first_store = next(i for i, line in enumerate(lines) if "STG.E.128" in line)
         ahead = sum("LDG.E.128" in line for line in lines[:first_store])
         assert ahead >= 4, f"{key} has {ahead} loads before its first store"
+
+
+def test_the_ledger_is_up_to_date():
+    missing = set(cuda_ledger.ARCHITECTURES) - set(built_architectures())
+    if missing:
+        pytest.skip(f"_C_cuda was not built for {', '.join(sorted(missing))}")
+    ledger, nvcc = cuda_ledger.read_ledger(), cuda_ledger.compilers(LIBRARY)
+    if ledger["nvcc"] != nvcc:
+        pytest.skip(f"the ledger records nvcc {ledger['nvcc']}, the library is by {nvcc}")
+    kernels = cuda_ledger.read_kernels(LIBRARY)
+    assert cuda_ledger.differences(ledger["libraries"][LIBRARY.name], kernels) == []
+    assert cuda_ledger.spills(kernels) == []

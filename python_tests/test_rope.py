@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from host_cuda import executor, host_cuda, take_reports, unavailable
 from instruction_sets import needs_native_kernel, on_each_lesser_instruction_set, rerun
 from tolerance import assert_within_twice
 
@@ -20,7 +21,6 @@ from keye_ops.rope import (
     rope_table_3d,
 )
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 OPS = torch.ops.keye_ops
 
@@ -103,7 +103,6 @@ def public(q, k, position_ids, inv_freq, axis, interleaved, inverse, q_weight, k
 # ---- values and gradients ----
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("interleaved", [False, True], ids=["half", "adjacent"])
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
@@ -120,14 +119,14 @@ def test_values_and_gradients(shape, norm, interleaved, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_inverse_undoes_the_rotation(dtype):
-    case = Case("vision", dtype)
-    out = OPS.rope(*case.arguments())
-    back = OPS.rope(*out, *case.table, False, True)
+def test_inverse_undoes_the_rotation(dtype, device):
+    case = Case("vision", dtype, device)
+    out = public(*case.arguments())
+    back = keye_ops.rope(*out, *case.table, inverse=True)
     tolerance = 4 * torch.finfo(dtype).eps * case.q.abs().max()
     assert (back[0] - case.q).abs().max() <= tolerance
     assert_within_twice(
-        OPS.rope(case.q, case.k, *case.table, False, True)[0],
+        keye_ops.rope(case.q, case.k, *case.table, inverse=True)[0],
         rope_reference(case.q, case.k, *case.table, False, True)[0],
         rope_reference(case.q.double(), case.k.double(), *case.table, False, True)[0],
     )
@@ -135,9 +134,9 @@ def test_inverse_undoes_the_rotation(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("largest", [100, 4046, 131071, 2**24 - 1])
-def test_large_positions(largest, dtype):
-    case = Case("vision", dtype)
-    case.position_ids = torch.randint(largest // 2, largest + 1, case.position_ids.shape)
+def test_large_positions(largest, dtype, device):
+    case = Case("vision", dtype, device)
+    case.position_ids.random_(largest // 2, largest + 1)
     case.position_ids[0, 0] = largest
     results = OPS.rope(*case.arguments())
     plain = rope_reference(*case.arguments())
@@ -161,8 +160,8 @@ def test_fp32_sines_are_those_of_torch():
 
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_position_layouts(index_dtype, transposed):
-    case = Case("text", torch.float32)
+def test_position_layouts(index_dtype, transposed, device):
+    case = Case("text", torch.float32, device)
     want = OPS.rope(*case.arguments())
     position_ids = case.position_ids.to(index_dtype)
     if transposed:
@@ -172,7 +171,6 @@ def test_position_layouts(index_dtype, transposed):
     assert torch.equal(got[1], want[1])
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize("shape", ["vision", "text", "odd pairs", "one token", "no token"])
@@ -191,9 +189,9 @@ def test_in_place_on_a_packed_tensor(shape, norm, dtype, device):
     assert (v == 7).all()
 
 
-def test_strided_inputs_and_gradients():
-    case = Case("text", torch.bfloat16, norm=True)
-    wide_q = torch.randn(19, 64, 200, dtype=torch.bfloat16)[:, ::2, 40:168]
+def test_strided_inputs_and_gradients(device):
+    case = Case("text", torch.bfloat16, device, norm=True)
+    wide_q = torch.randn(19, 64, 200, dtype=torch.bfloat16, device=device)[:, ::2, 40:168]
     case.q = wide_q
     results = outputs_and_gradients(OPS.rope, case)
     want = OPS.rope(wide_q.contiguous(), *case.arguments()[1:])
@@ -204,13 +202,18 @@ def test_strided_inputs_and_gradients():
     ones = torch.ones_like(wide_q)
     inverse = OPS.rope(ones, case.k, *case.table, False, True)[0]
     assert torch.equal(leaf.grad, inverse)
+    # Heads that share a gradient go to the kernel as they are.
+    rest = (case.dk, *case.arguments()[:5], *case.weights, False, 1e-6)
+    shared = case.dq[:, :1].expand_as(case.q)
+    got, want = OPS.rope_backward(shared, *rest), OPS.rope_backward(shared.contiguous(), *rest)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_offsets_past_two_billion_elements():
+def test_offsets_past_two_billion_elements(device):
     # Two rows 2**31 elements apart; only they take memory.
-    storage = torch.empty(2**31 + 72, dtype=torch.bfloat16)
+    storage = torch.empty(2**31 + 72, dtype=torch.bfloat16, device=device)
     far = storage.as_strided((2, 1, 72), (2**31, 72, 1))
-    case = Case((2, 1, 1, 72, 2), torch.bfloat16)
+    case = Case((2, 1, 1, 72, 2), torch.bfloat16, device)
     far.copy_(case.q)
     want = OPS.rope(*case.arguments())[0]
     assert torch.equal(OPS.rope(far, case.k, *case.table)[0], want)
@@ -220,13 +223,14 @@ def test_offsets_past_two_billion_elements():
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
-def test_extreme_values(dtype, norm):
-    case = Case("vision", dtype, norm=norm)
+def test_extreme_values(dtype, norm, device):
+    case = Case("vision", dtype, device, norm)
     info = torch.finfo(dtype)
     values = [info.max / 4, info.tiny, info.tiny * info.eps, 0.0, -info.max / 4, info.eps]
     if norm:
         values[0] = values[4] = info.max**0.25  # squares stay finite in fp32
-    case.q[:6] = torch.tensor(values, dtype=dtype)[:, None, None] * case.q[:6].sign()
+    values = torch.tensor(values, dtype=dtype, device=device)
+    case.q[:6] = values[:, None, None] * case.q[:6].sign()
     results = public(*case.arguments())
     plain = rope_reference(*case.arguments())
     exact = rope_reference(*case.arguments(torch.float64))
@@ -239,8 +243,8 @@ def test_extreme_values(dtype, norm):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
-def test_bad_numbers_stay_in_their_row(norm, bad, dtype):
-    case = Case("vision", dtype, norm=norm)
+def test_bad_numbers_stay_in_their_row(norm, bad, dtype, device):
+    case = Case("vision", dtype, device, norm)
     clean = public(*case.arguments())[0]
     case.q[3, 5, 20] = bad
     out = public(*case.arguments())[0]
@@ -252,18 +256,15 @@ def test_bad_numbers_stay_in_their_row(norm, bad, dtype):
     assert torch.equal(out, clean)
 
 
-def test_bf16_keeps_every_nan():
+def test_bf16_keeps_every_nan(device):
     # All NaN bit patterns, quiet and signalling.
-    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    bits = torch.arange(2**16, dtype=torch.int32, device=device).to(torch.int16)
     q = bits.view(torch.bfloat16)
     q = q[q.isnan()]
     q = torch.cat([q, q[: -len(q) % 64]]).view(-1, 1, 64)
-    positions = torch.ones(1, len(q), dtype=torch.int64)
-    assert OPS.rope(q, q, positions, *_table_1d(64))[0].isnan().all()
-
-
-def _table_1d(head_dim):
-    return torch.ones(head_dim // 2), torch.zeros(head_dim // 2, dtype=torch.int32)
+    positions = torch.ones(1, len(q), dtype=torch.int64, device=device)
+    table = torch.ones(32, device=device), torch.zeros(32, dtype=torch.int32, device=device)
+    assert OPS.rope(q, q, positions, *table)[0].isnan().all()
 
 
 # ---- determinism ----
@@ -284,8 +285,24 @@ def test_same_bits_for_any_number_of_threads(norm):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_a_token_does_not_depend_on_its_neighbours():
-    case = Case("text", torch.bfloat16, norm=True)
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+def test_same_bits_for_any_order_of_cuda_threads(norm):
+    case = Case((9, 8, 2, 128, 3), torch.bfloat16, norm=norm)
+    schedules = [("in_order", 0, "early"), ("reversed", 1, "late"), ("random", 16, "random")]
+    results = []
+    for order, preempt_one_in, completion in schedules:
+        order = getattr(executor().Order, order)
+        completion = getattr(executor().Completion, completion)
+        with host_cuda(order=order, preempt_one_in=preempt_one_in, completion=completion):
+            results.append(outputs_and_gradients(OPS.rope, case))
+            assert [len(report.findings) for report in take_reports()] == [0, 0]
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_token_does_not_depend_on_its_neighbours(device):
+    case = Case("text", torch.bfloat16, device, norm=True)
     together = OPS.rope(*case.arguments())
     for token in range(case.q.shape[0]):
         position_ids, inv_freq, axis = case.table
@@ -312,7 +329,7 @@ needs_native = needs_native_kernel("rope")
 @on_each_lesser_instruction_set
 def test_this_file_on_a_lesser_instruction_set(isa):
     chosen = "values or positions or sines or in_place or strided or numbers or nan or bits"
-    rerun(__file__, isa, chosen)
+    rerun(__file__, isa, f"({chosen}) and not host_cuda")
 
 
 @needs_native
@@ -379,8 +396,8 @@ def test_opcheck(dtype, norm):
         torch.library.opcheck(OPS.rope_backward.default, arguments)
 
 
-def test_backward_op_equals_the_reference():
-    case = Case("text", torch.float32, norm=True)
+def test_backward_op_equals_the_reference(device):
+    case = Case("text", torch.float32, device, norm=True)
     arguments = (case.dq, case.dk, case.q, case.k, *case.table, *case.weights, False, 1e-6)
     exact = [x.double() if x.is_floating_point() and x is not case.inv_freq else x
              for x in arguments[:-2]] + [False, 1e-6]  # fmt: skip

@@ -130,8 +130,8 @@ Access access_of(Thread& thread, uint32_t site) {
 }
 
 void count_request(Thread& thread, const void* p, size_t bytes, uint32_t site, bool shared) {
-  const uint64_t occurrence = thread.occurrences[site]++;
-  const uint64_t key = (occurrence * 4096 + site) * 32 + thread.index / kWarpSize;
+  const uint64_t occurrence = thread.occurrences[site * 2 + shared]++;
+  const uint64_t key = ((occurrence * 8192 + site) * 2 + shared) * 32 + thread.index / kWarpSize;
   Request& request = thread.block->requests[key];
   request.shared = shared;
   request.lanes[thread.lane()] = {reinterpret_cast<uintptr_t>(p), static_cast<uint32_t>(bytes)};
@@ -150,12 +150,9 @@ void count_requests(Block& block) {
 const ThreadIdentity& this_thread() { return machine->current->identity; }
 
 void load(void* registers, const void* memory, int bytes) {
-  if (!Memory::instance().reserved(memory)) {
-    std::memcpy(registers, memory, bytes);
-    return;
-  }
+  const uint32_t site = HOST_EXECUTOR_SITE;
   maybe_preempt();
-  if (checked_access(memory, bytes, Direction::kRead, HOST_EXECUTOR_SITE)) {
+  if (checked_access(memory, bytes, Direction::kRead, site)) {
     std::memcpy(registers, memory, bytes);
   } else {
     std::memset(registers, 0xff, bytes);
@@ -163,12 +160,9 @@ void load(void* registers, const void* memory, int bytes) {
 }
 
 void store(void* memory, const void* registers, int bytes) {
-  if (!Memory::instance().reserved(memory)) {
-    std::memcpy(memory, registers, bytes);
-    return;
-  }
+  const uint32_t site = HOST_EXECUTOR_SITE;
   maybe_preempt();
-  if (checked_access(memory, bytes, Direction::kWrite, HOST_EXECUTOR_SITE)) {
+  if (checked_access(memory, bytes, Direction::kWrite, site)) {
     std::memcpy(memory, registers, bytes);
   }
 }

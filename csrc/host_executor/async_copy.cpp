@@ -148,7 +148,7 @@ void load_pieces(std::vector<Piece> pieces, uint32_t mbarrier, uint32_t bytes, u
     }
   }
   tick(thread);
-  start_async(thread, time, [pieces = std::move(pieces), barrier, bytes, time] {
+  start_async(thread, time, site, [pieces = std::move(pieces), barrier, bytes, time] {
     for (const Piece& piece : pieces) {
       if (piece.shared == nullptr) continue;
       std::memset(piece.shared, 0, 16);
@@ -178,7 +178,7 @@ void store_pieces(std::vector<Piece> pieces, uint32_t site) {
     }
   }
   tick(thread);
-  thread.bulk.open.push_back(start_async(thread, time, [pieces = std::move(pieces)] {
+  thread.bulk.open.push_back(start_async(thread, time, site, [pieces = std::move(pieces)] {
     for (const Piece& piece : pieces) {
       if (piece.shared == nullptr) continue;
       std::memcpy(piece.global + piece.begin, piece.shared + piece.begin, piece.end - piece.begin);
@@ -194,23 +194,17 @@ uint32_t swizzled(uint32_t address, Swizzle swizzle) {
 }
 
 void check_copies_at_exit(Thread& thread) {
-  const auto unwaited = [](const AsyncGroups& groups, size_t waited) {
-    size_t operations = groups.open.size();
+  const auto check = [&](const AsyncGroups& groups, size_t waited, const char* what) {
+    std::vector<AsyncPointer> unwaited = groups.open;
     for (size_t i = waited; i < groups.committed.size(); i++) {
-      operations += groups.committed[i].size();
+      unwaited.insert(unwaited.end(), groups.committed[i].begin(), groups.committed[i].end());
     }
-    return operations;
+    for (const AsyncPointer& operation : unwaited) {
+      report(Kind::kUnwaited, operation->site, 0, describe(thread) + " exits without a wait for " + what);
+    }
   };
-  if (const size_t count = unwaited(thread.copies, 0)) {
-    report(Kind::kUnwaited, 0, 0,
-           describe(thread) + " exits with " + std::to_string(count) +
-               " cp.async that it never waited for");
-  }
-  if (const size_t count = unwaited(thread.bulk, thread.bulk_read_waited)) {
-    report(Kind::kUnwaited, 0, 0,
-           describe(thread) + " exits while " + std::to_string(count) +
-               " bulk stores may still read its shared memory");
-  }
+  check(thread.copies, 0, "its cp.async");
+  check(thread.bulk, thread.bulk_read_waited, "a bulk store's reads of its shared memory");
 }
 
 // ---- device.h ----
@@ -246,7 +240,7 @@ void cp_async(uint32_t shared, const void* global, int bytes, int source_bytes) 
     if (source_bytes > 0) count_request(thread, global, source_bytes, site, /*shared=*/false);
   }
   tick(thread);
-  thread.copies.open.push_back(start_async(thread, time, [p, global, bytes, source_bytes] {
+  thread.copies.open.push_back(start_async(thread, time, site, [p, global, bytes, source_bytes] {
     std::memset(p, 0, bytes);
     std::memcpy(p, global, source_bytes);
     Memory::instance().arrived(p, bytes);

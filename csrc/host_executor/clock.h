@@ -63,9 +63,7 @@ struct Knowledge {
     const auto found = foreign.find(epoch.cluster());
     return found != foreign.end() && found->second[epoch.agent()] >= epoch.time();
   }
-  bool knows_fenced(Epoch epoch) const {
-    return epoch.cluster() != cluster || fenced[epoch.agent()] >= epoch.time();
-  }
+  bool knows_fenced(Epoch epoch) const { return fenced[epoch.agent()] >= epoch.time(); }
   void join(const Knowledge& other) {
     (other.cluster == cluster ? seen : foreign[other.cluster]).join(other.seen);
     if (other.cluster == cluster) fenced.join(other.fenced);

@@ -20,6 +20,12 @@ class Arguments {
   T* array(const std::string& name) const {
     return static_cast<T*>(find(arrays, "array", name));
   }
+  // Null without one.
+  template <class T>
+  T* array_if_any(const std::string& name) const {
+    return arrays.count(name) > 0 ? array<T>(name) : nullptr;
+  }
+  double number(const std::string& name) const { return find(numbers, "number", name); }
   int64_t integer(const std::string& name) const {
     return static_cast<int64_t>(find(numbers, "number", name));
   }

@@ -161,8 +161,9 @@ bool Memory::check_order(const Region& region, Cell& cell, const void* p, const 
                " is not ordered after the write by " + describe(writer));
     return false;
   }
+  // NOTE: the fence that kernels have is one for shared memory; none would help in global memory.
   if (access.async_proxy && !(cell.write & Cell::kAsyncProxy) &&
-      !access.knowledge->knows_fenced(writer)) {
+      (region.block == nullptr || !access.knowledge->knows_fenced(writer))) {
     report(Kind::kProxyFence, access.site, cell.write_site,
            std::string(verb) + " of " + describe(region, p) +
                " through the async proxy needs fence.proxy.async after the write by " +

@@ -4,6 +4,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 #include <stdexcept>
 
@@ -49,23 +50,28 @@ void crash_landing() {
   __builtin_unreachable();
 }
 
-struct sigaction previous_handler;
+constexpr int kCrashSignals[] = {SIGSEGV, SIGBUS, SIGILL};
+struct sigaction previous_handlers[std::size(kCrashSignals)];
+
+void restore_handlers() {
+  for (size_t i = 0; i < std::size(kCrashSignals); i++) {
+    sigaction(kCrashSignals[i], &previous_handlers[i], nullptr);
+  }
+}
 
 void on_crash(int signal, siginfo_t* info, void* raw_context) {
-  if (machine == nullptr || machine->current == nullptr) {
-    sigaction(signal, &previous_handler, nullptr);
-    return;
-  }
+  if (machine == nullptr || machine->current == nullptr) return restore_handlers();
   auto* context = static_cast<ucontext_t*>(raw_context);
 #if defined(__x86_64__)
   auto* place = reinterpret_cast<void*>(context->uc_mcontext.gregs[REG_RIP] + 1);
 #else
   auto* place = reinterpret_cast<void*>(context->uc_mcontext.pc + 4);
 #endif
-  char address[32];
-  snprintf(address, sizeof(address), "%p", info->si_addr);
-  report(Kind::kCrash, site_of(place), 0,
-         std::string("access to address ") + address + " by " + describe(*machine->current));
+  char address[64];
+  snprintf(address, sizeof(address), "access to address %p", info->si_addr);
+  // Kernels are compiled to trap where an index leaves a local array.
+  const std::string what = signal == SIGILL ? "index out of the bounds of an array" : address;
+  report(Kind::kCrash, site_of(place), 0, what + " by " + describe(*machine->current));
   // The thread's stack is not needed any more.
   auto top = reinterpret_cast<uintptr_t>(stack_of(0)) + kStackBytes - 256;
 #if defined(__x86_64__)
@@ -88,10 +94,12 @@ class CrashHandler {
     struct sigaction action {};
     action.sa_sigaction = &on_crash;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigaction(SIGSEGV, &action, &previous_handler);
+    for (size_t i = 0; i < std::size(kCrashSignals); i++) {
+      sigaction(kCrashSignals[i], &action, &previous_handlers[i]);
+    }
   }
   ~CrashHandler() {
-    sigaction(SIGSEGV, &previous_handler, nullptr);
+    restore_handlers();
     sigaltstack(&previous_stack_, nullptr);
   }
 
@@ -170,10 +178,11 @@ void report_deadlock(const std::vector<std::unique_ptr<Cluster>>& clusters) {
 }
 
 void check_block_at_exit(Block& block) {
-  if (block.in_flight > 0) {
-    report(Kind::kUnwaited, 0, 0,
-           std::to_string(block.in_flight) +
-               " asynchronous operations of a block were in flight when its last thread exited");
+  for (const AsyncPointer& operation : machine->pending) {
+    if (operation->block == &block && !operation->done) {
+      report(Kind::kUnwaited, operation->site, 0,
+             "an asynchronous operation of a block was in flight when its last thread exited");
+    }
   }
   for (uint32_t agent = 0; agent < block.remote_access.size(); agent++) {
     if (block.remote_access[agent] > block.exits.seen[agent]) {
@@ -324,13 +333,14 @@ void on_exit(Thread& thread) {
 
 // ---- asynchronous operations ----
 
-AsyncPointer start_async(Thread& thread, uint32_t time, std::function<void()> perform) {
+AsyncPointer start_async(Thread& thread, uint32_t time, uint32_t site,
+                         std::function<void()> perform) {
   auto operation = std::make_shared<AsyncOperation>();
   operation->perform = std::move(perform);
   operation->block = thread.block;
   operation->time = time;
+  operation->site = site;
   machine->report.counters.asynchronous++;
-  thread.block->in_flight++;
   if (machine->schedule.completion == Completion::kEarly) {
     perform_async(*operation);
   } else {
@@ -342,7 +352,6 @@ AsyncPointer start_async(Thread& thread, uint32_t time, std::function<void()> pe
 void perform_async(AsyncOperation& operation) {
   if (operation.done) return;
   operation.done = true;
-  operation.block->in_flight--;
   operation.perform();
 }
 

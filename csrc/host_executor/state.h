@@ -31,6 +31,7 @@ struct AsyncOperation {
   std::function<void()> perform;
   Block* block = nullptr;  // of the issuing thread
   uint32_t time = 0;  // of its agent
+  uint32_t site = 0;
   bool done = false;
 };
 using AsyncPointer = std::shared_ptr<AsyncOperation>;
@@ -85,6 +86,7 @@ struct Thread {
 
   uint64_t wgmma_issued = 0, wgmma_waited = 0;
   std::vector<uint64_t> wgmma_groups;  // number of operations issued up to each commit
+  uint32_t wgmma_site = 0;
   bool wgmma_fenced = false;
   std::vector<OwnedRegisters> owned;
   std::vector<OwnedRegisters> accumulators;  // of earlier operations: writing them needs a fence
@@ -143,7 +145,6 @@ struct Block {
   std::unordered_map<uint32_t, Mbarrier> mbarriers;  // by offset in shared memory
   Region* shared = nullptr;
   uint32_t live = 0;
-  int in_flight = 0;          // asynchronous operations that were not performed yet
   Knowledge exits;            // of all threads
   VectorClock remote_access;  // to this block's shared memory, by other blocks
   std::unordered_map<uint64_t, Request> requests;
@@ -204,7 +205,8 @@ void tick(Thread& thread);
 void release(Thread& thread, Knowledge& to);
 void acquire(Thread& thread, const Knowledge& from);
 // Performs it now or later, as the schedule says.
-AsyncPointer start_async(Thread& thread, uint32_t time, std::function<void()> perform);
+AsyncPointer start_async(Thread& thread, uint32_t time, uint32_t site,
+                         std::function<void()> perform);
 void perform_async(AsyncOperation& operation);
 void maybe_preempt();
 void on_exit(Thread& thread);

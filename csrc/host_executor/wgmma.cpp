@@ -97,7 +97,7 @@ void start(Block& block, Warpgroup& group, const std::shared_ptr<WgmmaOperation>
       check_operand(a, operation->a_mn_major, 16 * warp, 16 * warp + 16, access);
     }
   }
-  operation->operation = start_async(*machine->current, time, [&block, &group, operation] {
+  operation->operation = start_async(*machine->current, time, site, [&block, &group, operation] {
     // Products of a warpgroup are performed in order.
     while (!group.queue.empty()) {
       const std::shared_ptr<WgmmaOperation> oldest = group.queue.front();
@@ -105,10 +105,7 @@ void start(Block& block, Warpgroup& group, const std::shared_ptr<WgmmaOperation>
       group.first++;
       multiply(block, *oldest);
       if (oldest == operation) break;
-      if (!oldest->operation->done) {
-        oldest->operation->done = true;
-        block.in_flight--;
-      }
+      oldest->operation->done = true;
     }
   });
 }
@@ -175,7 +172,8 @@ void check_registers(Thread& thread, const void* p, size_t bytes, bool is_write,
 
 void check_wgmma_at_exit(Thread& thread) {
   if (thread.wgmma_issued > thread.wgmma_waited) {
-    report(Kind::kUnwaited, 0, 0, describe(thread) + " exits with a wgmma that it never waited for");
+    report(Kind::kUnwaited, thread.wgmma_site, 0,
+           describe(thread) + " exits with a wgmma that it never waited for");
   }
 }
 
@@ -200,6 +198,7 @@ void wgmma(Element element, int n, float* d, const uint32_t* a_registers, uint64
            "wgmma needs wgmma.fence after " + describe(thread) + " wrote its registers");
     thread.wgmma_fenced = true;
   }
+  thread.wgmma_site = site;
   const uint64_t number = thread.wgmma_issued++;
   const size_t place = number - group.first;
   if (place == group.queue.size()) {

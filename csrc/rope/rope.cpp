@@ -187,7 +187,7 @@ std::tuple<Tensor, Tensor> rope(const Tensor& q, const Tensor& k, const Tensor& 
   Tensor out_q = new_empty_like(q), out_k = new_empty_like(k);
   params.q = rope_tensor(q, out_q, q_norm_weight);
   params.k = rope_tensor(k, out_k, k_norm_weight);
-  rope_backend(device_of(q)).forward(params, q.scalar_type(), q.get_device_index());
+  rope_backend(device_of(q)).forward(params, float_dtype_of(q.scalar_type()), q.get_device_index());
   return {out_q, out_k};
 }
 
@@ -203,7 +203,7 @@ void rope_inplace(const Tensor& q, const Tensor& k, const Tensor& position_ids,
   check_disjoint(q, k);
   params.q = rope_tensor(q, q, q_norm_weight);
   params.k = rope_tensor(k, k, k_norm_weight);
-  rope_backend(device_of(q)).forward(params, q.scalar_type(), q.get_device_index());
+  rope_backend(device_of(q)).forward(params, float_dtype_of(q.scalar_type()), q.get_device_index());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> rope_backward(
@@ -221,7 +221,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rope_backward(
 
   const RopeBackend& backend = rope_backend(device_of(q));
   const int32_t partial_dtype =
-      q.is_cpu() ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+      backend.partials_are_fp64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   params.num_partials = backend.num_partials(params.total);
   Tensor out_q = new_empty_like(q), out_k = new_empty_like(k);
   params.q = rope_tensor(q, out_q, q_norm_weight);
@@ -238,7 +238,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rope_backward(
     partials[i] = new_empty(q, {params.num_partials, params.head_dim}, partial_dtype);
     tensor.dweight_partial = partials[i].mutable_data_ptr();
   }
-  backend.backward(params, q.scalar_type(), q.get_device_index());
+  backend.backward(params, float_dtype_of(q.scalar_type()), q.get_device_index());
 
   // The second stage: rows are summed in a fixed order.
   const int64_t rows[] = {0};

@@ -206,7 +206,7 @@ KEYE_DEVICE void token_rows(const RopeParams& params, const RopeTensor& tensor,
     Chunk chunks[kRows] = {};
 #pragma unroll
     for (int r = 0; r < kRows; r++) {
-      if (head + r * lane.num_groups < last) chunks[r] = load_chunk(x_row);
+      if (head + r * lane.num_groups < last) chunks[r] = load_bytes<Chunk>(x_row);
       x_row += x_step;
     }
     // NOTE: the weight stays in L1; registers are better spent on rows.
@@ -234,8 +234,9 @@ KEYE_DEVICE void token_rows(const RopeParams& params, const RopeTensor& tensor,
         // Rotate the incoming gradient back, then go through the norm.
         Chunk dout = {};
         if (active) {
-          dout = load_chunk(static_cast<const T*>(tensor.dout) + token * tensor.dout_stride_token +
-                            head * tensor.dout_stride_head + d);
+          dout = load_bytes<Chunk>(static_cast<const T*>(tensor.dout) +
+                                   token * tensor.dout_stride_token +
+                                   head * tensor.dout_stride_head + d);
         }
         float dy[kVec];
         rotate_chunk<T>(lane, params.interleaved, cos, sin, dout, dy);
@@ -260,8 +261,8 @@ KEYE_DEVICE void token_rows(const RopeParams& params, const RopeTensor& tensor,
 }
 
 template <class T, RopeMode kMode>
-KEYE_KERNEL __launch_bounds__(kRopeThreads, 2)
-    rope_kernel(KEYE_PARAMS RopeKernelParams kernel_params) {
+KEYE_KERNEL(kRopeThreads, 2)
+rope_kernel(KEYE_PARAMS RopeKernelParams kernel_params) {
   constexpr int kVec = kVectorSize<T>;
   constexpr bool kBackward = kMode == RopeMode::kNormBackward;
   const RopeParams& params = kernel_params.rope;

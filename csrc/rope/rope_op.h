@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 
+#include "common/dtype.h"
 #include "common/export.h"
 #include "rope/rope.h"
 
@@ -15,9 +16,10 @@ enum class RopeDevice { kCpu = 0, kCuda = 1 };
 
 // What a device offers. Launchers trust their params.
 struct RopeBackend {
-  void (*forward)(const RopeParams&, torch::headeronly::ScalarType, int device_index);
-  void (*backward)(const RopeParams&, torch::headeronly::ScalarType, int device_index);
+  void (*forward)(const RopeParams&, Dtype, int device_index);
+  void (*backward)(const RopeParams&, Dtype, int device_index);
   int (*num_partials)(int64_t total);  // rows of the norm weights' partial gradients
+  bool partials_are_fp64;              // or fp32
 };
 
 // The entry of a device, which its library fills when it registers the ops below.

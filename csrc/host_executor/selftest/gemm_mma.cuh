@@ -115,8 +115,8 @@ KEYE_KERNEL(GemmMma::kNumThreads, 1) gemm_mma_kernel(KEYE_PARAMS GemmMmaParams p
       for (int i = 0; i < kTilesM; i++) {
 #pragma unroll
         for (int j = 0; j < kTilesN; j++) {
-          ptx::mma_m16n8k16<BFloat16>(acc[i][j], a[i], b[j / 2][j % 2 * 2],
-                                      b[j / 2][j % 2 * 2 + 1]);
+          const int first = j % 2 * 2;
+          ptx::mma_m16n8k16<BFloat16>(acc[i][j], a[i], b[j / 2][first], b[j / 2][first + 1]);
         }
       }
     }

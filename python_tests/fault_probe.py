@@ -1,0 +1,74 @@
+"""Runs one kernel under several schedules and prints the findings as JSON.
+
+The libraries are those in KEYE_OPS_HOST_CUDA_DIR; ``planted_faults.py`` and the mutation tests put
+changed ones there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import rope_probe
+import selftest_kernels as kernels
+
+SHAPES = {
+    "gemm_mma": [(70, 72, 104), (64, 128, 256)],
+    "gemm_wgmma": [(70, 72, 392)],
+    "cluster_sum": [(2, 4, 132), (1, 1, 8)],
+    "row_sums": [(5, 132), (3, 64, 2**31 + 8)],
+}
+
+
+def schedules(executor: ModuleType) -> list[Any]:
+    """One of each kind: in order and late, reversed and early, and two at random."""
+    order, completion = executor.Order, executor.Completion
+    return [
+        executor.Schedule(0, order.in_order, 0, completion.late),
+        executor.Schedule(1, order.reversed, 0, completion.early),
+        executor.Schedule(2, order.random, 4, completion.random, resident_clusters=2),
+        executor.Schedule(3, order.random, 16, completion.late),
+    ]
+
+
+def run(kernel: str, folder: Path) -> list[dict[str, Any]]:
+    """The findings of every case and schedule."""
+    executor = kernels.load(folder)
+    if kernel == "rope":
+        executor.load_library(str(folder / "host_cuda_rope.so"))
+        makers = rope_probe.launches(executor)
+    else:
+        executor.load_library(str(folder / "host_cuda_selftest.so"))
+        make = getattr(kernels, kernel)
+        makers = [lambda shape=shape: make(executor, *shape) for shape in SHAPES[kernel]]
+    runs = []
+    for maker in makers:
+        for schedule in schedules(executor):
+            report, right = maker().run(executor, schedule)
+            runs.append({"findings": findings_of(report), "right": right})
+    return runs
+
+
+def findings_of(report: Any) -> list[dict[str, Any]]:
+    """Kind, text and source lines of every finding."""
+    return [
+        {"kind": each.kind, "text": each.text, "places": each.places} for each in report.findings
+    ]
+
+
+def main() -> None:
+    """Print the runs of the kernels named; with ``--strict``, fail where one is not clean."""
+    folder = Path(os.environ["KEYE_OPS_HOST_CUDA_DIR"])
+    names = [name for name in sys.argv[1:] if name != "--strict"]
+    runs = [one for name in names for one in run(name, folder)]
+    print(json.dumps(runs))
+    if "--strict" in sys.argv and not all(one["right"] and not one["findings"] for one in runs):
+        sys.exit("a run is wrong or has findings")
+
+
+if __name__ == "__main__":
+    main()

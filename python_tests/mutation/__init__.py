@@ -1,0 +1,1 @@
+"""Mutation tests of the CUDA kernels, as their host builds run them."""
