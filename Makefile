@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh') \
 	$(wildcard python_tests/*.cpp)
+SELFTEST_KERNELS := gemm_mma gemm_wgmma cluster_sum row_sums
 
-.PHONY: demo test sanitize arm64 lint format bench clean
+.PHONY: demo test sanitize arm64 faults mutation ledger lint format bench clean
 
 demo: $(VENV)/.package
 	$(BIN)/keye-ops demo $(ARGS)
@@ -35,6 +36,23 @@ arm64: $(VENV)/.torch
 		-DKEYE_TORCH_INCLUDE="$$torch/include" -DKEYE_PYTHON_INCLUDE="$$python"
 	cmake --build build/arm64 --parallel 2
 
+# Every planted fault, as the host executor reports it; writes the table.
+faults: $(VENV)/.dev
+	$(BIN)/python python_tests/planted_faults.py --report csrc/host_executor/FAULTS.md $(ARGS)
+
+# Source mutants of the CUDA kernels: at least 95 % of them must be noticed.
+mutation: $(VENV)/.dev
+	$(BIN)/python python_tests/host_cuda.py
+	$(BIN)/python python_tests/mutation/run.py --at-least 60 \
+		--sources csrc/rope/rope.cuh csrc/common/vec.cuh csrc/host_executor/selftest/*.cuh \
+		--test "host_cuda_rope.so:$(BIN)/python python_tests/fault_probe.py --strict rope" \
+		--test "host_cuda_selftest.so:$(BIN)/python python_tests/fault_probe.py --strict $(SELFTEST_KERNELS)" \
+		--json build/mutation.json --report build/mutation.md $(ARGS)
+
+# Registers, spills and instructions of every CUDA kernel, as checked in.
+ledger: $(VENV)/.dev
+	$(BIN)/python python_tests/cuda_ledger.py $(ARGS)
+
 bench: $(VENV)/.dev
 	$(BIN)/keye-ops bench $(ARGS)
 
@@ -42,6 +60,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/python python_tests/kernel_tidy.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -6,6 +6,7 @@ a GPU is visible.
 Environment:
     KEYE_OPS_NO_EXT=1      build no library
     KEYE_OPS_CUDA=0|1      forbid or require _C_cuda (default: build it where nvcc is found)
+    KEYE_OPS_BUILD_TESTS=1 also build the host executor, for tests, into build/host_executor
     KEYE_OPS_CUDA_ARCHS    for example "80;90a" (default: all of 80;86;89;90a;100a;120a that this
                            nvcc knows, and PTX)
     CUDA_HOME, CXX, MAX_JOBS
@@ -72,9 +73,9 @@ def find_nvcc() -> str | None:
     return next((path for name in candidates if (path := shutil.which(name))), None)
 
 
-def find_torch() -> Path | None:
-    """The folder of torch: in this environment, or in the one that pip isolates us from."""
-    code = "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s else '')"
+def find_package(name: str) -> Path | None:
+    """The folder of a package: in this environment, or in the one that pip isolates us from."""
+    code = f"import importlib.util as u; s = u.find_spec('{name}'); print(s.origin if s else '')"
     for flags in ([], ["-I"]):
         command = [sys.executable, *flags, "-c", code]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -101,6 +102,23 @@ def cuda_archs(nvcc: str) -> list[str]:
     return [arch for arch in DEFAULT_ARCHS if arch in known]
 
 
+def build_host_executor(cmake: str, jobs: str, torch: Path, library: Path) -> None:
+    """Build what runs CUDA kernels on the CPU in tests; it does not belong to the package."""
+    pybind11 = find_package("pybind11")
+    if pybind11 is None:
+        raise SystemExit("keye_ops: KEYE_OPS_BUILD_TESTS=1 requires pybind11, found none")
+    build = ROOT / "build" / "host_executor"
+    arguments = [
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11 / 'share' / 'cmake' / 'pybind11'}",
+        f"-DKEYE_TORCH_INCLUDE={torch / 'include'}",
+        f"-DKEYE_C_LIBRARY={library}",
+    ]
+    source = ROOT / "csrc" / "host_executor"
+    subprocess.run([cmake, "-S", str(source), "-B", str(build), *arguments], check=True)
+    subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
+
+
 class CMakeBuild(build_ext):
     """Builds both libraries with one run of CMake."""
 
@@ -111,7 +129,7 @@ class CMakeBuild(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         for stale in output.glob("_C*.so"):  # of a build with other settings
             stale.unlink()
-        torch = find_torch()
+        torch = find_package("torch")
         if torch is None:
             raise SystemExit("keye_ops: building needs torch >= 2.10, found none")
         cmake = shutil.which("cmake")
@@ -147,6 +165,8 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, "-S", str(ROOT), "-B", str(build), *arguments], check=True)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
+        if environment_flag("KEYE_OPS_BUILD_TESTS"):
+            build_host_executor(cmake, jobs, torch, output / "_C.abi3.so")
 
     def get_outputs(self) -> list[str]:
         """The built files, for the wheel's record."""
@@ -177,5 +197,5 @@ setup(
     cmdclass={"build_ext": CMakeBuild},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIBRARIES else {},
     # Only asked for where a library will be built and no torch is in reach.
-    setup_requires=["torch>=2.10"] if LIBRARIES and find_torch() is None else [],
+    setup_requires=["torch>=2.10"] if LIBRARIES and find_package("torch") is None else [],
 )

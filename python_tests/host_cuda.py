@@ -105,3 +105,7 @@ def host_cuda(**schedule: Any) -> Iterator[None]:
     finally:
         for op in OPS:
             getattr(_kernels(op), f"{op}_host_cuda_restore")()
+
+
+if __name__ == "__main__":
+    print(build())

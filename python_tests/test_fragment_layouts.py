@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 
 import host_cuda
@@ -16,8 +17,9 @@ CHECKS += [f"{major} {span} 64" for major in ("k", "mn") for span in ("none", 32
 @pytest.fixture(scope="module")
 def oracle():
     """Runs the oracle, with a fault planted in a check if one is named."""
-    if reason := host_cuda.unavailable():
-        pytest.skip(reason)
+    pytest.importorskip("pybind11")
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
     folder = host_cuda.build()
     cache = (folder / "CMakeCache.txt").read_text()
     for header in HEADERS:

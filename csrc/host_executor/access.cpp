@@ -21,8 +21,9 @@ bool checked_access(const void* p, size_t bytes, Direction direction, uint32_t s
                " to an address that is no multiple of it");
   }
   const Access access = access_of(thread, site);
-  const bool good = direction == Direction::kRead ? memory.read(p, bytes, access)
-                                                  : memory.write(const_cast<void*>(p), bytes, access);
+  const bool good = direction == Direction::kRead
+                        ? memory.read(p, bytes, access)
+                        : memory.write(const_cast<void*>(p), bytes, access);
   if (machine->schedule.counters) {
     const Region* region = memory.find(p);
     count_request(thread, p, bytes, site, region != nullptr && region->block != nullptr);
@@ -183,7 +184,8 @@ uint32_t shared_address(const void* memory) {
     report(Kind::kInvalid, HOST_EXECUTOR_SITE, 0, "a shared address of memory that is not shared");
     return 0;
   }
-  const auto offset = static_cast<uint32_t>(static_cast<const unsigned char*>(memory) - region->base);
+  const auto offset =
+      static_cast<uint32_t>(static_cast<const unsigned char*>(memory) - region->base);
   return region->block->rank << kSharedRankShift | (kSharedBase + offset);
 }
 
@@ -253,14 +255,14 @@ void thread_fence() {
 
 extern "C" {
 
-#define HOST_EXECUTOR_HOOK(name, bytes, direction)                                          \
-  HOST_EXECUTOR_API void __tsan_##name(void* p) {                                           \
-    host_executor::instrumented(p, bytes, host_executor::Direction::direction,              \
-                                __builtin_return_address(0));                               \
+#define HOST_EXECUTOR_HOOK(name, bytes, direction)                             \
+  HOST_EXECUTOR_API void __tsan_##name(void* p) {                              \
+    host_executor::instrumented(p, bytes, host_executor::Direction::direction, \
+                                __builtin_return_address(0));                  \
   }
-#define HOST_EXECUTOR_HOOKS(bytes)                      \
-  HOST_EXECUTOR_HOOK(read##bytes, bytes, kRead)         \
-  HOST_EXECUTOR_HOOK(write##bytes, bytes, kWrite)       \
+#define HOST_EXECUTOR_HOOKS(bytes)                        \
+  HOST_EXECUTOR_HOOK(read##bytes, bytes, kRead)           \
+  HOST_EXECUTOR_HOOK(write##bytes, bytes, kWrite)         \
   HOST_EXECUTOR_HOOK(unaligned_read##bytes, bytes, kRead) \
   HOST_EXECUTOR_HOOK(unaligned_write##bytes, bytes, kWrite)
 HOST_EXECUTOR_HOOKS(1)
@@ -270,13 +272,13 @@ HOST_EXECUTOR_HOOKS(8)
 HOST_EXECUTOR_HOOKS(16)
 
 // NOTE: a range has no natural alignment, and no size that the hardware knows: one byte at a time.
-#define HOST_EXECUTOR_RANGE(name, direction)                                                 \
-  HOST_EXECUTOR_API void __tsan_##name##_range(void* p, size_t bytes) {                      \
-    for (size_t i = 0; i < bytes; i++) {                                                     \
-      host_executor::instrumented(static_cast<char*>(p) + i, 1,                              \
-                                  host_executor::Direction::direction,                       \
-                                  __builtin_return_address(0));                              \
-    }                                                                                        \
+#define HOST_EXECUTOR_RANGE(name, direction)                            \
+  HOST_EXECUTOR_API void __tsan_##name##_range(void* p, size_t bytes) { \
+    for (size_t i = 0; i < bytes; i++) {                                \
+      host_executor::instrumented(static_cast<char*>(p) + i, 1,         \
+                                  host_executor::Direction::direction,  \
+                                  __builtin_return_address(0));         \
+    }                                                                   \
   }
 HOST_EXECUTOR_RANGE(read, kRead)
 HOST_EXECUTOR_RANGE(write, kWrite)

@@ -1,5 +1,5 @@
-// cp.async, bulk copies and TMA. What a copy touches is checked when it is issued, in the order that
-// its issuer knows; the bytes move later.
+// cp.async, bulk copies and TMA. What a copy touches is checked when it is issued, in the order
+// that its issuer knows; the bytes move later.
 #include <algorithm>
 #include <cstring>
 
@@ -57,8 +57,8 @@ void commit(AsyncGroups& groups) {
 }
 
 bool check_map(int rank, const TensorMap& map, uint32_t shared, uint32_t site) {
-  const uint32_t repeat = map.swizzle == Swizzle::kNone ? 128u
-                                                         : 128u << static_cast<int>(map.swizzle);
+  const uint32_t repeat =
+      map.swizzle == Swizzle::kNone ? 128u : 128u << static_cast<int>(map.swizzle);
   if (shared % repeat != 0) {
     report(Kind::kMisaligned, site, 0,
            "a tensor copy's shared address must be a multiple of " + std::to_string(repeat) +
@@ -200,7 +200,8 @@ void check_copies_at_exit(Thread& thread) {
       unwaited.insert(unwaited.end(), groups.committed[i].begin(), groups.committed[i].end());
     }
     for (const AsyncPointer& operation : unwaited) {
-      report(Kind::kUnwaited, operation->site, 0, describe(thread) + " exits without a wait for " + what);
+      report(Kind::kUnwaited, operation->site, 0,
+             describe(thread) + " exits without a wait for " + what);
     }
   };
   check(thread.copies, 0, "its cp.async");

@@ -262,8 +262,7 @@ uint32_t shuffle(uint32_t mask, uint32_t value, Shuffle mode, int operand) {
 }
 
 uint32_t ballot(uint32_t mask, bool predicate) {
-  return exchange(Collective::kBallot, mask, {predicate, 0, 0, 0}, HOST_EXECUTOR_SITE,
-                  &run_ballot);
+  return exchange(Collective::kBallot, mask, {predicate, 0, 0, 0}, HOST_EXECUTOR_SITE, &run_ballot);
 }
 
 uint32_t reduce(uint32_t mask, uint32_t value, Reduce op, bool is_signed) {

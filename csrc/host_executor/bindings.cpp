@@ -119,9 +119,8 @@ PYBIND11_MODULE(_host_executor, m) {
       .def_property_readonly("kind", [](const Finding& f) { return kind_name(f.kind); })
       .def_readonly("text", &Finding::text)
       .def_readonly("count", &Finding::count)
-      .def_property_readonly("places", [](const Finding& f) {
-        return source_lines({f.place, f.other});
-      });
+      .def_property_readonly("places",
+                             [](const Finding& f) { return source_lines({f.place, f.other}); });
 
   py::class_<Report>(m, "Report")
       .def_readonly("findings", &Report::findings)

@@ -5,7 +5,16 @@
 
 namespace host_executor {
 
-enum class Collective { kSync, kShuffle, kBallot, kReduce, kElect, kMatrixLoad, kMatrixStore, kMma };
+enum class Collective {
+  kSync,
+  kShuffle,
+  kBallot,
+  kReduce,
+  kElect,
+  kMatrixLoad,
+  kMatrixStore,
+  kMma
+};
 
 // The lane waits until all lanes of the mask have come with the same collective; the last one runs
 // `run`. Aligned: all at the same place of the code.

@@ -51,12 +51,12 @@ enum class Completion { kEarly, kLate, kRandom };  // of asynchronous operations
 
 struct Schedule {
   uint64_t seed = 0;
-  Order order = Order::kRandom;                // of threads and blocks
-  int preempt_one_in = 16;                     // accesses; 0 for never
+  Order order = Order::kRandom;  // of threads and blocks
+  int preempt_one_in = 16;       // accesses; 0 for never
   Completion completion = Completion::kRandom;
-  bool counters = false;                       // bank conflicts and sectors; slower
-  bool require_outputs = true;                 // a byte of an output that is not written is an error
-  int resident_clusters = 1;                   // that run at the same time
+  bool counters = false;        // bank conflicts and sectors; slower
+  bool require_outputs = true;  // a byte of an output that is not written is an error
+  int resident_clusters = 1;    // that run at the same time
 };
 
 struct LaunchConfig {
@@ -85,8 +85,8 @@ HOST_EXECUTOR_API const char* kind_name(Kind kind);
 
 struct Finding {
   Kind kind;
-  std::string text;            // with the thread, the memory and the values
-  const void* place = nullptr;     // code addresses; the second is that of the other access
+  std::string text;             // with the thread, the memory and the values
+  const void* place = nullptr;  // code addresses; the second is that of the other access
   const void* other = nullptr;
   uint64_t count = 1;
 };

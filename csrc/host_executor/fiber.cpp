@@ -39,9 +39,7 @@ void Fiber::start(void* stack, size_t bytes, void (*entry)()) {
   stack_pointer_ = top;
 }
 
-void Fiber::resume(Fiber& from) {
-  host_executor_switch(&from.stack_pointer_, stack_pointer_);
-}
+void Fiber::resume(Fiber& from) { host_executor_switch(&from.stack_pointer_, stack_pointer_); }
 
 }  // namespace host_executor
 

@@ -32,8 +32,7 @@ class Arguments {
 
  private:
   template <class V>
-  static V find(const std::map<std::string, V>& values, const char* what,
-                const std::string& name) {
+  static V find(const std::map<std::string, V>& values, const char* what, const std::string& name) {
     const auto found = values.find(name);
     if (found == values.end()) {
       throw std::runtime_error(std::string("host_executor: the kernel needs the ") + what + " '" +

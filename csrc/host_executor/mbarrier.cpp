@@ -76,9 +76,11 @@ void mbarrier_init(uint32_t shared, uint32_t count) {
   unsigned char* p = shared_pointer(shared, 8, site, "mbarrier.init");
   if (p == nullptr) return;
   if (shared % 8 != 0 || count < 1 || count >= (1u << 20)) {
-    report(Kind::kInvalid, site, 0,
-           "mbarrier.init needs an address that is a multiple of 8 and a count from 1 to 2**20 - 1, "
-           "got count " + std::to_string(count));
+    report(
+        Kind::kInvalid, site, 0,
+        "mbarrier.init needs an address that is a multiple of 8 and a count from 1 to 2**20 - 1, "
+        "got count " +
+            std::to_string(count));
   }
   // A live barrier there is reported as a write over it.
   Memory::instance().write(p, 8, access_of(thread, site));

@@ -206,8 +206,7 @@ void Memory::note_reader(Cell& cell, const Access& access) {
   readers.push_back({access.epoch, access.site});
 }
 
-bool Memory::check_readers(const Region& region, Cell& cell, const void* p,
-                           const Access& access) {
+bool Memory::check_readers(const Region& region, Cell& cell, const void* p, const Access& access) {
   const auto check = [&](Epoch epoch, uint32_t site) {
     if (access.follows(epoch)) return true;
     report(Kind::kRace, access.site, site,
@@ -312,8 +311,8 @@ void Memory::mark_mbarrier(void* p, bool present) {
   Region* region = find(p);
   Cell* cells = region->cells + (static_cast<unsigned char*>(p) - region->base);
   for (size_t i = 0; i < 8; i++) {
-    cells[i].write = present ? cells[i].write | Cell::kMbarrier
-                             : cells[i].write & ~uint64_t{Cell::kMbarrier};
+    cells[i].write =
+        present ? cells[i].write | Cell::kMbarrier : cells[i].write & ~uint64_t{Cell::kMbarrier};
   }
 }
 

@@ -16,10 +16,10 @@ struct Block;
 struct Cell {
   enum WriteFlag : uint64_t {
     kUninitialized = 1,
-    kInFlight = 2,     // an asynchronous copy to it has not been performed yet
-    kAsyncProxy = 4,   // the last write came through the async proxy
-    kAtomic = 8,       // the last write was atomic
-    kOutside = 16,     // between the elements of a strided tensor
+    kInFlight = 2,    // an asynchronous copy to it has not been performed yet
+    kAsyncProxy = 4,  // the last write came through the async proxy
+    kAtomic = 8,      // the last write was atomic
+    kOutside = 16,    // between the elements of a strided tensor
     kMbarrier = 32
   };
   enum ReadFlag : uint64_t { kMany = 1 };  // the rest is an index into the lists of readers
@@ -59,8 +59,8 @@ struct Access {
   }
 };
 
-// Regions lie in slots of one reserved range of addresses, far apart, so that a wild offset lands in
-// a slot and the offset of an address tells its region.
+// Regions lie in slots of one reserved range of addresses, far apart, so that a wild offset lands
+// in a slot and the offset of an address tells its region.
 class Memory {
  public:
   static Memory& instance();

@@ -18,8 +18,8 @@ std::vector<const void*>& places() {
 }
 
 std::string dim_text(Dim3 dim) {
-  return "(" + std::to_string(dim.x) + ", " + std::to_string(dim.y) + ", " +
-         std::to_string(dim.z) + ")";
+  return "(" + std::to_string(dim.x) + ", " + std::to_string(dim.y) + ", " + std::to_string(dim.z) +
+         ")";
 }
 
 std::string base_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
@@ -90,8 +90,8 @@ std::string describe(const Region& region, const void* p) {
 }
 
 std::string describe(Epoch epoch) {
-  const uint32_t threads = machine->config.block.x * machine->config.block.y *
-                           machine->config.block.z;
+  const uint32_t threads =
+      machine->config.block.x * machine->config.block.y * machine->config.block.z;
   const Dim3 cluster = machine->config.cluster;
   const uint32_t blocks = cluster.x * cluster.y * cluster.z;
   const std::string where =

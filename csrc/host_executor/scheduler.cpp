@@ -91,7 +91,7 @@ class CrashHandler {
     alternative.ss_sp = stack;
     alternative.ss_size = sizeof(stack);
     sigaltstack(&alternative, &previous_stack_);
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_sigaction = &on_crash;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     for (size_t i = 0; i < std::size(kCrashSignals); i++) {
@@ -142,8 +142,8 @@ std::unique_ptr<Cluster> make_cluster(const LaunchConfig& config, uint64_t index
                          corner.z * config.cluster.z + in_cluster.z};
     for (uint32_t i = 0; i < num_threads; i++) {
       Thread& thread = block->threads[i];
-      thread.identity = {position(i, config.block), block_idx,      config.block,
-                         config.grid,               config.cluster, rank};
+      thread.identity = {
+          position(i, config.block), block_idx, config.block, config.grid, config.cluster, rank};
       thread.block = block.get();
       thread.index = i;
       thread.agent = cluster->agents++;

@@ -30,7 +30,7 @@ struct Thread;
 struct AsyncOperation {
   std::function<void()> perform;
   Block* block = nullptr;  // of the issuing thread
-  uint32_t time = 0;  // of its agent
+  uint32_t time = 0;       // of its agent
   uint32_t site = 0;
   bool done = false;
 };

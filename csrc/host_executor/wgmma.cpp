@@ -128,10 +128,12 @@ bool overlaps(const OwnedRegisters& owned, const unsigned char* p, size_t bytes)
 }  // namespace
 
 MatrixDescriptor decode_descriptor(uint64_t bits) {
-  constexpr uint64_t kReserved = uint64_t{3} << 14 | uint64_t{3} << 30 | uint64_t{7} << 46 |
-                                 uint64_t{0x3ff} << 52;
+  constexpr uint64_t kReserved =
+      uint64_t{3} << 14 | uint64_t{3} << 30 | uint64_t{7} << 46 | uint64_t{0x3ff} << 52;
   constexpr Swizzle kSwizzles[] = {Swizzle::kNone, Swizzle::k128, Swizzle::k64, Swizzle::k32};
-  const auto field = [bits](int shift) { return static_cast<uint32_t>(bits >> shift & 0x3fff) << 4; };
+  const auto field = [bits](int shift) {
+    return static_cast<uint32_t>(bits >> shift & 0x3fff) << 4;
+  };
   return {field(0),
           field(16),
           field(32),

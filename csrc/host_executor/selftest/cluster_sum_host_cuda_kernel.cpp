@@ -1,6 +1,5 @@
-#include "host_executor/selftest/cluster_sum.cuh"
-
 #include "host_executor/kernels.h"
+#include "host_executor/selftest/cluster_sum.cuh"
 
 namespace keye_ops::selftest {
 

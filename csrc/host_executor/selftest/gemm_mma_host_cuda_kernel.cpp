@@ -1,6 +1,5 @@
-#include "host_executor/selftest/gemm_mma.cuh"
-
 #include "host_executor/kernels.h"
+#include "host_executor/selftest/gemm_mma.cuh"
 
 namespace keye_ops::selftest {
 

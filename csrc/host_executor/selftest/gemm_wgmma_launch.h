@@ -12,9 +12,13 @@ inline GemmWgmmaParams gemm_wgmma_params(const BFloat16* a, const BFloat16* b, B
   using G = GemmWgmma;
   const auto map = [](const char* name, const BFloat16* base, int64_t rows, int64_t columns,
                       int64_t box_rows, int64_t box_columns) {
-    return make_tensor_map({name, base, sizeof(BFloat16), {columns, rows},
+    return make_tensor_map({name,
+                            base,
+                            sizeof(BFloat16),
+                            {columns, rows},
                             {columns * static_cast<int64_t>(sizeof(BFloat16))},
-                            {box_columns, box_rows}, G::kSwizzle});
+                            {box_columns, box_rows},
+                            G::kSwizzle});
   };
   return {map("gemm_wgmma: a", a, m, k, G::BLOCK_M, G::BLOCK_K),
           map("gemm_wgmma: b", b, n, k, G::BLOCK_N, G::BLOCK_K),

@@ -53,8 +53,8 @@ void check_mma(const std::string& shape) {
 
 template <class Operation>
 void check_wgmma_d(int n) {
-  check_fragment("wgmma_d " + std::to_string(n),
-                 typename cute::MMA_Traits<Operation>::CLayout{}, 64, wgmma_d_place);
+  check_fragment("wgmma_d " + std::to_string(n), typename cute::MMA_Traits<Operation>::CLayout{},
+                 64, wgmma_d_place);
 }
 
 // A matrix of kMn x 64: CuTe's descriptor of its first 16 of K, moved along as CuTe does.
@@ -72,8 +72,8 @@ void check_operand(const std::string& check, Swizzle swizzle, const Atom& atom) 
   expect(check, "the swizzle", static_cast<int>(first.swizzle), static_cast<int>(swizzle));
   expect(check, "reserved bits", first.reserved_bits, 0);
   expect(check, "the descriptor",
-         keye_ops::ptx::wgmma_descriptor({first.address, first.leading_bytes, first.stride_bytes,
-                                          0, static_cast<keye_ops::Swizzle>(swizzle)}),
+         keye_ops::ptx::wgmma_descriptor({first.address, first.leading_bytes, first.stride_bytes, 0,
+                                          static_cast<keye_ops::Swizzle>(swizzle)}),
          bits);
   for (int k = 0; k < 64; k++) {
     MatrixDescriptor descriptor = first;
@@ -119,9 +119,8 @@ void check_everything() {
   check_mma<SM80_16x8x16_F32BF16BF16F32_TN>("16x8x16");
   check_mma<SM80_16x8x16_F32F16F16F32_TN>("16x8x16 fp16");
   constexpr auto kK = SM90::GMMA::Major::K;
-  check_fragment(
-      "wgmma_a", MMA_Traits<SM90::GMMA::MMA_64x64x16_F32BF16BF16_RS<kK, kK>>::ALayout{}, 64,
-      wgmma_a_place);
+  check_fragment("wgmma_a", MMA_Traits<SM90::GMMA::MMA_64x64x16_F32BF16BF16_RS<kK, kK>>::ALayout{},
+                 64, wgmma_a_place);
   check_wgmma_d<SM90::GMMA::MMA_64x8x16_F32BF16BF16_SS<kK, kK>>(8);
   check_wgmma_d<SM90::GMMA::MMA_64x72x16_F32BF16BF16_SS<kK, kK>>(72);
   check_wgmma_d<SM90::GMMA::MMA_64x128x16_F32BF16BF16_RS<kK, kK>>(128);

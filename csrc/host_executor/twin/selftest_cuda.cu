@@ -15,9 +15,12 @@ void run(const std::string& name, const std::vector<DeviceArray>& arrays, const 
          const twin::Shape& shape) {
   const auto integer = [numbers](int i) { return static_cast<int>(numbers[i]); };
   if (name == "gemm_mma") {
-    const GemmMmaParams params{arrays[0].as<BFloat16>(), arrays[1].as<BFloat16>(),
-                               arrays[2].as<float>(),    integer(0),
-                               integer(1),               integer(2)};
+    const GemmMmaParams params{arrays[0].as<BFloat16>(),
+                               arrays[1].as<BFloat16>(),
+                               arrays[2].as<float>(),
+                               integer(0),
+                               integer(1),
+                               integer(2)};
     run_kernel(&gemm_mma_kernel, shape, params);
   } else if (name == "gemm_wgmma") {
     run_kernel(&gemm_wgmma_kernel, shape,

@@ -126,8 +126,8 @@ void add_tensor_twins(Twins& twins) {
   for (uint32_t swizzle = 0; swizzle < 4; swizzle++) {
     const int64_t span = swizzle_span(Swizzle{swizzle});
     const int element_size = 1 << (kRank + swizzle) % 4;
-    TensorMapSpec spec{"twin", nullptr, element_size, {kRowBytes / element_size - 3}, {}, {},
-                       Swizzle{swizzle}};
+    TensorMapSpec spec{"twin", nullptr, element_size,    {kRowBytes / element_size - 3},
+                       {},     {},      Swizzle{swizzle}};
     int64_t bytes = kRowBytes;
     for (int i = 0; i + 1 < kRank; i++) {
       spec.sizes.push_back(outer_sizes[i]);
@@ -136,9 +136,11 @@ void add_tensor_twins(Twins& twins) {
     }
     // The last is a box whose rows are half a span.
     const int first = static_cast<int>(spec.sizes[0]);
-    const std::vector<std::vector<int>> places = {
-        {0, 0, 0, 0, 0}, {-3, -1, 1, -1, 0}, {first - 2, 3, 3, 2, 1}, {9, 900, 0, 0, 0},
-        {1, 1, 1, 1, 0}};
+    const std::vector<std::vector<int>> places = {{0, 0, 0, 0, 0},
+                                                  {-3, -1, 1, -1, 0},
+                                                  {first - 2, 3, 3, 2, 1},
+                                                  {9, 900, 0, 0, 0},
+                                                  {1, 1, 1, 1, 0}};
     for (size_t place = 0; place < places.size(); place++) {
       const bool is_half = place + 1 == places.size();
       if (is_half && swizzle == 0) continue;
@@ -154,8 +156,16 @@ void add_tensor_twins(Twins& twins) {
                  std::to_string(place),
              is_load ? &tensor_load_kernel<kRank> : &tensor_store_kernel<kRank>,
              static_cast<uint32_t>((is_load ? bytes : box_bytes) / 4),
-             static_cast<uint32_t>((is_load ? box_bytes : bytes) / 4), "bits", "exact", kWarpSize,
-             kMaxBoxBytes + 8, 1, {1, 1, 1}, spec, coords, is_load});
+             static_cast<uint32_t>((is_load ? box_bytes : bytes) / 4),
+             "bits",
+             "exact",
+             kWarpSize,
+             kMaxBoxBytes + 8,
+             1,
+             {1, 1, 1},
+             spec,
+             coords,
+             is_load});
       }
     }
   }
@@ -217,8 +227,8 @@ KEYE_KERNEL(kWarpSize, 1) griddepcontrol_kernel(KEYE_PARAMS TwinParams params) {
 inline void add_sm90_twins(Twins& twins) {
   twins.push_back({"elect_sync", &elect_kernel, 1, 192});
   const auto add = [&](const std::string& name, void (*kernel)(TwinParams), int in_words) {
-    twins.push_back({name, kernel, static_cast<uint32_t>(in_words), 128, "bits", "exact", kWarpSize,
-                     512});
+    twins.push_back(
+        {name, kernel, static_cast<uint32_t>(in_words), 128, "bits", "exact", kWarpSize, 512});
   };
   add("stmatrix 1", &stmatrix_kernel<1, false>, 32);
   add("stmatrix 2", &stmatrix_kernel<2, false>, 64);
@@ -238,8 +248,16 @@ inline void add_sm90_twins(Twins& twins) {
   add_tensor_twins<5>(twins);
   const auto add_cluster = [&](const char* name, void (*kernel)(TwinParams), uint32_t bytes) {
     const uint32_t words = kClusterSize * kWarpSize * bytes / 4;
-    twins.push_back({name, kernel, words, 2 * words + kClusterSize, "bits", "exact", kWarpSize,
-                     kWarpSize * bytes + 8, kClusterSize, {kClusterSize, 1, 1}});
+    twins.push_back({name,
+                     kernel,
+                     words,
+                     2 * words + kClusterSize,
+                     "bits",
+                     "exact",
+                     kWarpSize,
+                     kWarpSize * bytes + 8,
+                     kClusterSize,
+                     {kClusterSize, 1, 1}});
   };
   add_cluster("st_shared_cluster 4", &cluster_kernel<uint32_t>, 4);
   add_cluster("st_shared_cluster 8", &cluster_kernel<uint64_t>, 8);

@@ -1,5 +1,5 @@
-// Small kernels that run every function of the kernel vocabulary, on a GPU and on the host executor:
-// given the same bits, both must give the same.
+// Small kernels that run every function of the kernel vocabulary, on a GPU and on the host
+// executor: given the same bits, both must give the same.
 #pragma once
 
 #include <cstdint>

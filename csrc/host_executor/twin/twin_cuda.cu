@@ -37,9 +37,10 @@ extern "C" __attribute__((visibility("default"))) const char* twin_list() {
   return error_of([] { text = describe(twins_of_device()); }) == nullptr ? text.c_str() : nullptr;
 }
 
-// Null, or what went wrong.
+// Null, or what went wrong. The seed is that of the host executor's schedule.
 extern "C" __attribute__((visibility("default"))) const char* twin_run(const char* name,
-                                                                      uint32_t* in, uint32_t* out) {
+                                                                       uint32_t* in, uint32_t* out,
+                                                                       uint64_t /*seed*/) {
   return error_of([&] {
     const Twin& twin = find_twin(twins_of_device(), name);
     const DeviceArray device_in(in, twin.in_words * 4), device_out(out, twin.out_words * 4);

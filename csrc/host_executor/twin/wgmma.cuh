@@ -1,5 +1,5 @@
-// Twins of wgmma: every N, type and source of a; majors for some N. A kernel takes the same bits for
-// operands in every swizzle, four products of 16 values of K each.
+// Twins of wgmma: every N, type and source of a; majors for some N. A kernel takes the same bits
+// for operands in every swizzle, four products of 16 values of K each.
 #pragma once
 
 #include <type_traits>
@@ -88,12 +88,11 @@ template <class T, int kN, bool kFromRegisters, Major kAMajor = Major::kK,
 void add_wgmma_twin(Twins& twins) {
   constexpr bool kIsHalf = std::is_same_v<T, Half>;
   const auto name_of = [](Major major) { return major == Major::kK ? "k" : "mn"; };
-  twins.push_back({std::string(kFromRegisters ? "wgmma_rs " : "wgmma_ss ") +
-                       (kIsHalf ? "fp16 n " : "bf16 n ") + std::to_string(kN) + " majors " +
-                       name_of(kAMajor) + " " + name_of(kBMajor),
-                   &wgmma_kernel<T, kN, kFromRegisters, kAMajor, kBMajor>,
-                   (kBytesA + kBytesB<kN>) / 4, 4 * kWgmmaM * kN, kIsHalf ? "fp16" : "bf16", "sum",
-                   kWarpgroup, kBytesA + kBytesB<kN>});
+  twins.push_back(
+      {std::string(kFromRegisters ? "wgmma_rs " : "wgmma_ss ") + (kIsHalf ? "fp16 n " : "bf16 n ") +
+           std::to_string(kN) + " majors " + name_of(kAMajor) + " " + name_of(kBMajor),
+       &wgmma_kernel<T, kN, kFromRegisters, kAMajor, kBMajor>, (kBytesA + kBytesB<kN>) / 4,
+       4 * kWgmmaM * kN, kIsHalf ? "fp16" : "bf16", "sum", kWarpgroup, kBytesA + kBytesB<kN>});
 }
 
 template <class T, int kN>
