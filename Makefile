@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 2.13.0
-ORACLES := keye-vl-utils==1.5.2 einops==0.8.2 opencv-python-headless==5.0.0.93
+ORACLES := keye-vl-utils==1.5.2 einops==0.8.2 opencv-python-headless==5.0.0.93 nvidia-cutlass==4.2.0.0
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh') \

@@ -98,8 +98,9 @@ def cuda_archs(nvcc: str) -> list[str]:
     if wanted:
         return [arch for arch in re.split(r"[;, ]+", wanted) if arch]
     listing = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
-    known = set(re.findall(r"sm_(\w+)", listing.stdout))
-    return [arch for arch in DEFAULT_ARCHS if arch in known]
+    # It lists sm_90 and not sm_90a, which it knows as well.
+    known = set(re.findall(r"sm_(\d+)", listing.stdout))
+    return [arch for arch in DEFAULT_ARCHS if arch.rstrip("a") in known]
 
 
 def build_host_executor(cmake: str, jobs: str, torch: Path, library: Path) -> None:

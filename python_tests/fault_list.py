@@ -313,7 +313,7 @@ CLUSTER_SUM = _of(
         "one warp too many",
         "i < S::kNumWarps; i++) sum",
         "i <= S::kNumWarps; i++) sum",
-        "uninitialized, race",
+        "crash, uninitialized, race",
     ),
     (
         "bytes of half the slice expected",
@@ -381,6 +381,12 @@ ROW_SUMS = _of(
         "wild pointer",
         "const float* row = params.x +",
         "const float* row = reinterpret_cast<const float*>(uintptr_t{16}) +",
+        "out_of_bounds",
+    ),
+    (
+        "wild store",
+        "*params.total = total;",
+        "*reinterpret_cast<float*>(uintptr_t{16}) = total;",
         "crash",
     ),
     (

@@ -25,9 +25,10 @@ SHAPES = {
 
 
 def schedules(executor: ModuleType) -> list[Any]:
-    """One of each kind: in order and late, reversed and early, and two at random."""
+    """In step as on a GPU, in order and late, reversed and early, and two at random."""
     order, completion = executor.Order, executor.Completion
     return [
+        executor.Schedule(0, order.in_order, 1, completion.early),
         executor.Schedule(0, order.in_order, 0, completion.late),
         executor.Schedule(1, order.reversed, 0, completion.early),
         executor.Schedule(2, order.random, 4, completion.random, resident_clusters=2),
