@@ -18,9 +18,9 @@ import selftest_kernels as kernels
 
 SHAPES = {
     "gemm_mma": [(70, 72, 104), (64, 128, 256)],
-    "gemm_wgmma": [(70, 72, 392)],
+    "gemm_wgmma": [(70, 72, 392), (64, 8, 64)],
     "cluster_sum": [(2, 4, 132), (1, 1, 8)],
-    "row_sums": [(5, 132), (3, 64, 2**31 + 8)],
+    "row_sums": [(5, 132), (2, 600), (3, 64, 2**31 + 8)],
 }
 
 
