@@ -208,6 +208,12 @@ GEMM_WGMMA = _of(
         "race, deadlock",
     ),
     (
+        "named barrier of half warps",
+        "  ptx::bar_sync(1, G::kNumConsumers);\n",
+        "  if (lane_idx < 16) ptx::bar_sync(1, 64);\n",
+        "divergence",
+    ),
+    (
         "named barriers disagree",
         "bar_sync(1, G::kNumConsumers)",
         "bar_sync(1, warp_idx == 0 ? G::kNumConsumers : G::kNumThreads)",
@@ -394,6 +400,12 @@ ROW_SUMS = _of(
         "  syncthreads();\n  if (shared.is_last == 0) return;",
         "  if (thread_idx() < 32) syncthreads();\n  if (shared.is_last == 0) return;",
         "deadlock, race",
+    ),
+    (
+        "lanes meet in different shuffles",
+        "sum += shuffle_xor(sum, mask);",
+        "sum += lane_idx < 16 ? shuffle_xor(sum, mask) : shuffle_down(sum, mask);",
+        "divergence",
     ),
     (
         "shuffle from a lane outside the mask",

@@ -14,7 +14,7 @@ from cpp_lexer import KINDS, line_number, tokenize
 ASM = r"asm|__asm|__asm__"
 CUDA_NAMES = r"threadIdx|blockIdx|blockDim|gridDim|warpSize|cuda\w*|cooperative_groups|nvcuda"
 # Identifiers that begin with two underscores are CUDA's or the compiler's.
-KERNEL = rf"{ASM}|{CUDA_NAMES}|__(?!restrict__$)\w+|KEYE_HOST_EXECUTOR|<<<"
+KERNEL = rf"{ASM}|memcpy|memset|memmove|{CUDA_NAMES}|__(?!restrict__$)\w+|KEYE_HOST_EXECUTOR|<<<"
 LAUNCHER = rf"{ASM}|__global__|__device__|__shared__|KEYE_KERNEL|KEYE_DEVICE|<<<"
 CUDA_HEADER = (
     r'\#\s*include\s*[<"]((?:cuda|cooperative_groups|crt/|device_|driver_types|mma\.h|nv|sm_|'

@@ -110,7 +110,7 @@ KEYE_DEVICE bool warp_any(bool predicate, uint32_t mask = kFullMask) {
 }
 KEYE_DEVICE bool warp_all(bool predicate, uint32_t mask = kFullMask) {
   return KEYE_CUDA_OR_HOST(__all_sync(mask, predicate) != 0,
-                           host_executor::ballot(mask, predicate) == mask);
+                           host_executor::ballot(mask, !predicate) == 0);
 }
 
 // Over int or uint32_t.

@@ -36,6 +36,12 @@ void instrumented(const void* p, size_t bytes, Direction direction, const void* 
   if (machine == nullptr || machine->current == nullptr) return;
   Thread& thread = *machine->current;
   if (!Memory::instance().reserved(p)) {
+    const size_t in_stack = static_cast<const unsigned char*>(p) - thread.stack;
+    if (direction == Direction::kWrite && in_stack >= kStackBytes) {
+      report(Kind::kOutOfBounds, site_of(place), 0,
+             "write of " + std::to_string(bytes) + " bytes by " + describe(thread) +
+                 " to memory that is neither a tensor, nor shared, nor its own");
+    }
     if (!thread.owned.empty() || !thread.accumulators.empty()) {
       check_registers(thread, p, bytes, direction == Direction::kWrite, site_of(place));
     }
@@ -76,13 +82,25 @@ T atomic(Atomic op, T* p, T value, T compare, uint32_t site) {
   Access access = access_of(thread, site);
   access.atomic = true;
   Memory& memory = Memory::instance();
-  if (!memory.read(p, sizeof(T), access) || !memory.write(p, sizeof(T), access)) return T{};
+  const bool uses_old = op != Atomic::kExchange;  // to start with an exchange is fine
+  if ((uses_old && !memory.read(p, sizeof(T), access)) || !memory.write(p, sizeof(T), access)) {
+    return T{};
+  }
   // What a fence published before an atomic is known to who fences after an atomic there.
-  Knowledge& here = machine->atomics[reinterpret_cast<uintptr_t>(p)];
+  Block* const block = memory.find(p)->block;
+  auto& atomics = block != nullptr ? block->atomics : machine->atomics;
+  Knowledge& here = atomics[reinterpret_cast<uintptr_t>(p)];
   thread.acquired_by_atomics.join(here);
-  if (thread.has_fenced) here.join(thread.released_by_fence);
   const T old = *p;
+  const bool writes = op != Atomic::kCompareAndSwap || old == compare;
+  if (thread.has_fenced && writes) here.join(thread.released_by_fence);
   *p = static_cast<T>(combine(op, old, value, compare));
+  if (*p == old) {
+    poll(thread, "a change by an atomic at address",
+         static_cast<int>(reinterpret_cast<uintptr_t>(p)), site);
+  } else {
+    machine->polls = 0;
+  }
   return old;
 }
 
@@ -152,6 +170,7 @@ const ThreadIdentity& this_thread() { return machine->current->identity; }
 
 void load(void* registers, const void* memory, int bytes) {
   const uint32_t site = HOST_EXECUTOR_SITE;
+  check_registers(*machine->current, registers, bytes, /*is_write=*/true, site);
   maybe_preempt();
   if (checked_access(memory, bytes, Direction::kRead, site)) {
     std::memcpy(registers, memory, bytes);
@@ -162,6 +181,7 @@ void load(void* registers, const void* memory, int bytes) {
 
 void store(void* memory, const void* registers, int bytes) {
   const uint32_t site = HOST_EXECUTOR_SITE;
+  check_registers(*machine->current, registers, bytes, /*is_write=*/false, site);
   maybe_preempt();
   if (checked_access(memory, bytes, Direction::kWrite, site)) {
     std::memcpy(memory, registers, bytes);
@@ -215,6 +235,7 @@ unsigned char* shared_pointer(uint32_t address, size_t bytes, uint32_t site, con
 
 void load_shared(void* registers, uint32_t address, int bytes) {
   const uint32_t site = HOST_EXECUTOR_SITE;
+  check_registers(*machine->current, registers, bytes, /*is_write=*/true, site);
   maybe_preempt();
   const unsigned char* p = shared_pointer(address, bytes, site, "load");
   if (p != nullptr && checked_access(p, bytes, Direction::kRead, site)) {
@@ -226,6 +247,7 @@ void load_shared(void* registers, uint32_t address, int bytes) {
 
 void store_shared(uint32_t address, const void* registers, int bytes) {
   const uint32_t site = HOST_EXECUTOR_SITE;
+  check_registers(*machine->current, registers, bytes, /*is_write=*/false, site);
   maybe_preempt();
   unsigned char* p = shared_pointer(address, bytes, site, "store");
   if (p != nullptr && checked_access(p, bytes, Direction::kWrite, site)) {

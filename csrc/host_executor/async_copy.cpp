@@ -133,6 +133,7 @@ void load_pieces(std::vector<Piece> pieces, uint32_t mbarrier, uint32_t bytes, u
            "a copy that completes on an mbarrier needs fence.mbarrier_init or fence.proxy.async "
            "after its init");
   }
+  barrier->copy_site = site;
   const uint32_t time = next_time(*thread.block->cluster, barrier->agent);
   const Access access = async_access(thread, barrier->agent, time, site, /*proxy=*/true);
   Memory& memory = Memory::instance();

@@ -30,21 +30,30 @@ bool arrive(Thread& thread, Barrier& barrier, int id, int num_threads, uint32_t 
                " threads here and " + std::to_string(barrier.expected) + " elsewhere");
   }
   const uint32_t warp = thread.index / kWarpSize;
-  const auto found =
-      std::find_if(barrier.warp_sites.begin(), barrier.warp_sites.end(),
-                   [warp](const auto& warp_site) { return warp_site.first == warp; });
+  auto found = std::find_if(barrier.warp_sites.begin(), barrier.warp_sites.end(),
+                            [warp](const WarpArrival& arrival) { return arrival.warp == warp; });
   if (found == barrier.warp_sites.end()) {
-    barrier.warp_sites.emplace_back(warp, site);
-  } else if (found->second != site) {
-    report(Kind::kDivergence, site, found->second,
+    found = barrier.warp_sites.insert(found, {warp, site, 0});
+  } else if (found->site != site) {
+    report(Kind::kDivergence, site, found->site,
            "lanes of warp " + std::to_string(warp) + " meet at different barriers");
   }
+  found->lanes |= 1u << thread.lane();
   release(thread, barrier.knowledge);
   return ++barrier.arrived >= barrier.expected;
 }
 
-void open(Barrier& barrier) {
+void open(Block& block, Barrier& barrier, int id) {
   barrier.arrived = 0;
+  for (const WarpArrival& arrival : barrier.warp_sites) {
+    const size_t lanes =
+        std::min<size_t>(kWarpSize, block.threads.size() - arrival.warp * kWarpSize);
+    if (arrival.lanes != ~0u >> (kWarpSize - lanes)) {
+      report(Kind::kDivergence, arrival.site, 0,
+             "barrier " + std::to_string(id) + " opens without some lanes of warp " +
+                 std::to_string(arrival.warp));
+    }
+  }
   std::vector<Thread*> waiters;
   std::swap(waiters, barrier.waiters);
   for (Thread* waiter : waiters) {
@@ -71,22 +80,34 @@ void for_each_lane(const Rendezvous& rendezvous, const F& f) {
   }
 }
 
+// Lanes that come with different instructions do not meet on a GPU.
+void check_same_kind(Rendezvous& rendezvous) {
+  const int first = __builtin_ctz(rendezvous.mask);
+  for_each_lane(rendezvous, [&](int lane) {
+    if (exchange_of(rendezvous, lane).kind == exchange_of(rendezvous, first).kind) return;
+    report(Kind::kDivergence, rendezvous.sites[lane], rendezvous.sites[first],
+           "lanes of a warp meet in different operations");
+  });
+}
+
 void run_shuffle(Block&, uint32_t warp, Rendezvous& rendezvous) {
+  check_same_kind(rendezvous);
   for_each_lane(rendezvous, [&](int lane) {
     Exchange& mine = exchange_of(rendezvous, lane);
+    const int operand = mine.operand & (kWarpSize - 1);  // as the hardware does
     int source = lane;
     switch (static_cast<Shuffle>(mine.kind)) {
       case Shuffle::kIndex:
-        source = mine.operand & (kWarpSize - 1);
+        source = operand;
         break;
       case Shuffle::kUp:
-        source = lane - mine.operand;
+        source = lane - operand;
         break;
       case Shuffle::kDown:
-        source = lane + mine.operand;
+        source = lane + operand;
         break;
       case Shuffle::kXor:
-        source = lane ^ mine.operand;
+        source = lane ^ operand;
         break;
     }
     if (source < 0 || source >= kWarpSize) source = lane;
@@ -145,6 +166,7 @@ uint32_t reduced(Rendezvous& rendezvous, Reduce op) {
 }
 
 void run_reduce(Block&, uint32_t, Rendezvous& rendezvous) {
+  check_same_kind(rendezvous);
   const int first_lane = __builtin_ctz(rendezvous.mask);
   const auto op = static_cast<Reduce>(exchange_of(rendezvous, first_lane).kind);
   const bool is_signed = exchange_of(rendezvous, first_lane).operand != 0;
@@ -240,7 +262,7 @@ void barrier_sync(int id, int num_threads) {
   thread.released = false;
   const bool last = arrive(thread, barrier, id, num_threads, site);
   barrier.waiters.push_back(&thread);
-  if (last) open(barrier);
+  if (last) open(*thread.block, barrier, id);
   while (!thread.released) wait(thread, "barrier", id, site);
 }
 
@@ -249,7 +271,7 @@ void barrier_arrive(int id, int num_threads) {
   Thread& thread = *machine->current;
   check_barrier(thread, id, num_threads, site);
   Barrier& barrier = thread.block->barriers[id];
-  if (arrive(thread, barrier, id, num_threads, site)) open(barrier);
+  if (arrive(thread, barrier, id, num_threads, site)) open(*thread.block, barrier, id);
 }
 
 void sync_warp(uint32_t mask) {

@@ -125,17 +125,25 @@ float value_of(Element element, uint16_t bits) {
 
 void ldmatrix(uint32_t* registers, uint32_t shared, int count, bool transposed) {
   MatrixArguments arguments{registers, shared, count, transposed};
+  check_registers(*machine->current, registers, 4 * count, /*is_write=*/true, HOST_EXECUTOR_SITE);
   meet(Collective::kMatrixLoad, ~0u, &arguments, HOST_EXECUTOR_SITE, true, &run_load);
 }
 
 void stmatrix(uint32_t shared, const uint32_t* registers, int count, bool transposed) {
   MatrixArguments arguments{const_cast<uint32_t*>(registers), shared, count, transposed};
+  check_registers(*machine->current, registers, 4 * count, /*is_write=*/false, HOST_EXECUTOR_SITE);
   meet(Collective::kMatrixStore, ~0u, &arguments, HOST_EXECUTOR_SITE, true, &run_store);
 }
 
 void mma_m16n8(Element element, int k, float* d, const uint32_t* a, const uint32_t* b,
                const float* c) {
   MmaArguments arguments{element, k, d, a, b, c};
+  Thread& thread = *machine->current;
+  const uint32_t site = HOST_EXECUTOR_SITE;
+  check_registers(thread, a, k, /*is_write=*/false, site);
+  check_registers(thread, b, k / 2, /*is_write=*/false, site);
+  check_registers(thread, c, 16, /*is_write=*/false, site);
+  check_registers(thread, d, 16, /*is_write=*/true, site);
   meet(Collective::kMma, ~0u, &arguments, HOST_EXECUTOR_SITE, true, &run_mma);
 }
 

@@ -21,6 +21,13 @@ void complete_phase(Mbarrier& barrier) {
 
 bool completed(const Mbarrier& barrier, uint32_t parity) { return (barrier.phase & 1) != parity; }
 
+void check_wait(const Thread& thread, const Block& owner, uint32_t parity, uint32_t site) {
+  if (&owner == thread.block && parity <= 1) return;
+  report(
+      Kind::kInvalid, site, 0,
+      "a wait takes an mbarrier of the own block and parity 0 or 1, got " + std::to_string(parity));
+}
+
 void fence_initialized(Thread& thread) {
   for (const auto& block : thread.block->cluster->blocks) {
     for (auto& [offset, barrier] : block->mbarriers) {
@@ -58,6 +65,7 @@ Mbarrier* find_mbarrier(uint32_t address, uint32_t site, Block** owner) {
     report(Kind::kRace, site, barrier.init_site,
            "use of an mbarrier by " + describe(thread) + " is not ordered after its init");
   }
+  barrier.users.raise(thread.agent, thread.time);
   if (owner != nullptr) *owner = &block;
   return &barrier;
 }
@@ -82,6 +90,10 @@ void mbarrier_init(uint32_t shared, uint32_t count) {
         "got count " +
             std::to_string(count));
   }
+  if (Memory::instance().find(p)->block != thread.block) {
+    report(Kind::kInvalid, site, 0, "mbarrier.init of a barrier of another block");
+    return;
+  }
   // A live barrier there is reported as a write over it.
   Memory::instance().write(p, 8, access_of(thread, site));
   Memory::instance().mark_mbarrier(p, true);
@@ -100,7 +112,25 @@ void mbarrier_invalidate(uint32_t shared) {
   if (find_mbarrier(shared, site, nullptr) == nullptr) return;
   Thread& thread = *machine->current;
   unsigned char* p = shared_pointer(shared, 8, site, "mbarrier.inval");
-  thread.block->mbarriers.erase(p - thread.block->shared->base);
+  if (Memory::instance().find(p)->block != thread.block) {
+    report(Kind::kInvalid, site, 0, "mbarrier.inval of a barrier of another block");
+    return;
+  }
+  const auto found = thread.block->mbarriers.find(p - thread.block->shared->base);
+  const Mbarrier& barrier = found->second;
+  for (uint32_t agent = 0; agent < barrier.users.size(); agent++) {
+    if (barrier.users[agent] <= thread.knowledge.seen[agent]) continue;
+    report(Kind::kRace, site, barrier.init_site,
+           "mbarrier.inval by " + describe(thread) + " is not ordered after all uses of it");
+    return;  // it stays: others may still wait for it
+  }
+  if (barrier.pending_bytes != 0 ||
+      thread.knowledge.seen[barrier.agent] < thread.block->cluster->times[barrier.agent]) {
+    report(Kind::kMbarrier, site, barrier.init_site,
+           "mbarrier.inval before the copies that complete on it were waited for");
+    return;
+  }
+  thread.block->mbarriers.erase(found);
   Memory::instance().mark_mbarrier(p, false);
 }
 
@@ -139,8 +169,10 @@ void mbarrier_arrive(uint32_t shared, uint32_t count) {
 
 bool mbarrier_try_wait(uint32_t shared, uint32_t parity) {
   const uint32_t site = HOST_EXECUTOR_SITE;
-  Mbarrier* barrier = find_mbarrier(shared, site, nullptr);
+  Block* owner = nullptr;
+  Mbarrier* barrier = find_mbarrier(shared, site, &owner);
   if (barrier == nullptr) return true;
+  check_wait(*machine->current, *owner, parity, site);
   Thread& thread = *machine->current;
   while (!completed(*barrier, parity)) {
     barrier->waiters.push_back(&thread);
@@ -152,10 +184,14 @@ bool mbarrier_try_wait(uint32_t shared, uint32_t parity) {
 
 bool mbarrier_test_wait(uint32_t shared, uint32_t parity) {
   const uint32_t site = HOST_EXECUTOR_SITE;
-  yield();
-  Mbarrier* barrier = find_mbarrier(shared, site, nullptr);
+  Block* owner = nullptr;
+  Mbarrier* barrier = find_mbarrier(shared, site, &owner);
   if (barrier == nullptr) return true;
-  if (!completed(*barrier, parity)) return false;
+  check_wait(*machine->current, *owner, parity, site);
+  if (!completed(*barrier, parity)) {
+    poll(*machine->current, "an mbarrier's phase of parity", static_cast<int>(parity), site);
+    return false;
+  }
   acquire(*machine->current, barrier->completed);
   return true;
 }

@@ -118,9 +118,9 @@ std::vector<Region*> Memory::regions() {
 
 Region* Memory::locate(const void* p, size_t bytes, const Access& access, const char* verb) {
   Region* region = find(p);
-  const std::string what = verb + std::string(" of ") + std::to_string(bytes) + " bytes ";
+  const auto what = [&] { return verb + std::string(" of ") + std::to_string(bytes) + " bytes "; };
   if (region == nullptr) {
-    report(Kind::kOutOfBounds, access.site, 0, what + "far from every tensor");
+    report(Kind::kOutOfBounds, access.site, 0, what() + "far from every tensor");
     return nullptr;
   }
   const size_t offset = static_cast<const unsigned char*>(p) - region->base;
@@ -129,21 +129,22 @@ Region* Memory::locate(const void* p, size_t bytes, const Access& access, const 
     inside = !(region->cells[offset + i].write & Cell::kOutside);
   }
   if (!inside) {
-    report(Kind::kOutOfBounds, access.site, 0, what + "at " + describe(*region, p));
+    report(Kind::kOutOfBounds, access.site, 0, what() + "at " + describe(*region, p));
     return nullptr;
   }
   if (region->block != nullptr && machine->current != nullptr) {
     Block& block = *region->block;
     Thread& thread = *machine->current;
     if (block.cluster != thread.block->cluster) {
-      report(Kind::kOutOfBounds, access.site, 0, what + "in the shared memory of another cluster");
+      report(Kind::kOutOfBounds, access.site, 0,
+             what() + "in the shared memory of another cluster");
       return nullptr;
     }
     if (&block != thread.block) {
       block.remote_access.raise(access.epoch.agent(), access.epoch.time());
       if (block.live == 0) {
         report(Kind::kClusterExit, access.site, 0,
-               what + "in the shared memory of block " + std::to_string(block.rank) +
+               what() + "in the shared memory of block " + std::to_string(block.rank) +
                    " of the cluster, which has exited");
       }
     }
@@ -226,6 +227,7 @@ bool Memory::read(const void* p, size_t bytes, const Access& access) {
   Region* region = locate(p, bytes, access, "read");
   if (region == nullptr) return false;
   if (region->role == Role::kInput) return true;
+  region->touched = true;
   Cell* cells = region->cells + (static_cast<const unsigned char*>(p) - region->base);
   bool good = true;
   uint64_t checked = 0;
@@ -265,6 +267,7 @@ bool Memory::write(void* p, size_t bytes, const Access& access) {
     return false;
   }
   Cell* cells = region->cells + (static_cast<unsigned char*>(p) - region->base);
+  region->touched = true;
   bool good = true;
   uint64_t checked = 0, checked_read = 0;
   const uint64_t word = word_of(access, (access.async_proxy ? uint64_t{Cell::kAsyncProxy} : 0) |
@@ -305,6 +308,24 @@ void Memory::arrived(void* p, size_t bytes) {
   Region* region = find(p);
   Cell* cells = region->cells + (static_cast<unsigned char*>(p) - region->base);
   for (size_t i = 0; i < bytes; i++) cells[i].write &= ~uint64_t{Cell::kInFlight};
+}
+
+void Memory::forget_accesses() {
+  for (Region& region : slots_) {
+    if (!region.touched || region.cells == nullptr) continue;
+    region.touched = false;
+    if (region.bytes > kPoisonLimit) {  // has no flags to keep
+      madvise(region.cells, region.cells_bytes, MADV_DONTNEED);
+      continue;
+    }
+    for (size_t i = 0; i < region.bytes; i++) {
+      Cell& cell = region.cells[i];
+      cell.write &= Cell::kUninitialized | Cell::kOutside;
+      cell.read = 0;
+    }
+  }
+  readers_.clear();
+  free_readers_.clear();
 }
 
 void Memory::mark_mbarrier(void* p, bool present) {

@@ -39,6 +39,7 @@ struct Region {
   Block* block = nullptr;  // whose shared memory this is
   Cell* cells = nullptr;   // null: dense, and never written
   size_t cells_bytes = 0;
+  bool touched = false;  // by a launch
 
   bool contains(size_t offset, size_t size) const {
     return offset <= bytes && size <= bytes - offset;
@@ -84,6 +85,8 @@ class Memory {
   void expect(void* p, size_t bytes);
   void arrived(void* p, size_t bytes);
   void mark_mbarrier(void* p, bool present);
+  // Between launches everything is ordered; what is initialised stays.
+  void forget_accesses();
 
  private:
   static constexpr size_t kSlotBytes = size_t{1} << 37, kSlots = 256;

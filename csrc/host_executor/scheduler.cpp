@@ -16,7 +16,9 @@ Machine* machine = nullptr;
 
 namespace {
 
-constexpr size_t kStackBytes = size_t{128} << 10;
+// Polls in a row that found nothing new: until late operations are performed, and until it counts
+// as a deadlock.
+constexpr uint64_t kIdlePolls = 4096, kDeadlockPolls = 1 << 22;
 constexpr uint32_t kCompleteOneIn = 4;  // turns, for random completion
 
 // Stacks are kept between launches; pages that a kernel never touches cost nothing.
@@ -50,7 +52,7 @@ void crash_landing() {
   __builtin_unreachable();
 }
 
-constexpr int kCrashSignals[] = {SIGSEGV, SIGBUS, SIGILL};
+constexpr int kCrashSignals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
 struct sigaction previous_handlers[std::size(kCrashSignals)];
 
 void restore_handlers() {
@@ -70,7 +72,9 @@ void on_crash(int signal, siginfo_t* info, void* raw_context) {
   char address[64];
   snprintf(address, sizeof(address), "access to address %p", info->si_addr);
   // Kernels are compiled to trap where an index leaves a local array.
-  const std::string what = signal == SIGILL ? "index out of the bounds of an array" : address;
+  const std::string what = signal == SIGILL   ? "index out of the bounds of an array"
+                           : signal == SIGFPE ? "division of an integer by zero"
+                                              : address;
   report(Kind::kCrash, site_of(place), 0, what + " by " + describe(*machine->current));
   // The thread's stack is not needed any more.
   auto top = reinterpret_cast<uintptr_t>(stack_of(0)) + kStackBytes - 256;
@@ -150,7 +154,9 @@ std::unique_ptr<Cluster> make_cluster(const LaunchConfig& config, uint64_t index
       thread.knowledge.cluster = number;
       thread.knowledge.seen.raise(thread.agent, thread.time);
       thread.released_by_fence.cluster = thread.acquired_by_atomics.cluster = number;
-      thread.fiber.start(stack_of(first_stack + thread.agent), kStackBytes, &thread_entry);
+      void* stack = stack_of(first_stack + thread.agent);
+      thread.stack = static_cast<const unsigned char*>(stack);
+      thread.fiber.start(stack, kStackBytes, &thread_entry);
       machine->runnable.push_back(&thread);
     }
     cluster->blocks.push_back(std::move(block));
@@ -182,6 +188,13 @@ void check_block_at_exit(Block& block) {
     if (operation->block == &block && !operation->done) {
       report(Kind::kUnwaited, operation->site, 0,
              "an asynchronous operation of a block was in flight when its last thread exited");
+    }
+  }
+  for (const auto& [offset, barrier] : block.mbarriers) {
+    if (block.cluster->times[barrier.agent] > block.exits.seen[barrier.agent] ||
+        barrier.pending_bytes < 0) {
+      report(Kind::kUnwaited, barrier.copy_site, barrier.init_site,
+             "a block exits without a wait for a copy that completes on its mbarrier");
     }
   }
   for (uint32_t agent = 0; agent < block.remote_access.size(); agent++) {
@@ -228,12 +241,13 @@ bool run_resident(const std::vector<std::unique_ptr<Cluster>>& clusters) {
   };
   const bool random = machine->schedule.completion == Completion::kRandom;
   while (live() > 0) {
-    if (!machine->pending.empty() &&
-        (machine->runnable.empty() || (random && machine->random.below(kCompleteOneIn) == 0))) {
+    const bool idle = machine->polls > kIdlePolls;
+    if (!machine->pending.empty() && (machine->runnable.empty() || idle ||
+                                      (random && machine->random.below(kCompleteOneIn) == 0))) {
       perform_pending();
       continue;
     }
-    if (machine->runnable.empty()) {
+    if (machine->runnable.empty() || machine->polls > kDeadlockPolls) {
       report_deadlock(clusters);
       return false;
     }
@@ -303,11 +317,15 @@ uint32_t next_time(Cluster& cluster, uint32_t agent) { return ++cluster.times[ag
 void make_runnable(Thread& thread) {
   if (!thread.waiting) return;
   thread.waiting = false;
+  machine->polls = 0;
   machine->runnable.push_back(&thread);
 }
 
 void yield() {
-  machine->runnable.push_back(machine->current);
+  std::vector<Thread*>& runnable = machine->runnable;
+  // Everybody else comes first.
+  runnable.insert(machine->schedule.order == Order::kReversed ? runnable.begin() : runnable.end(),
+                  machine->current);
   to_main();
 }
 
@@ -319,6 +337,14 @@ void wait(Thread& thread, const char* waits_for, int number, uint32_t site) {
   to_main();
 }
 
+void poll(Thread& thread, const char* waits_for, int number, uint32_t site) {
+  thread.waits_for = waits_for;
+  thread.wait_number = number;
+  thread.wait_site = site;
+  machine->polls++;
+  yield();
+}
+
 void maybe_preempt() {
   const int one_in = machine->schedule.preempt_one_in;
   if (one_in > 0 && machine->random.below(one_in) == 0) yield();
@@ -328,9 +354,15 @@ void on_exit(Thread& thread) {
   check_copies_at_exit(thread);
   check_wgmma_at_exit(thread);
   thread.done = true;
+  machine->polls = 0;
   Block& block = *thread.block;
   release(thread, block.exits);
-  block.cluster->live--;
+  Cluster& cluster = *block.cluster;
+  // Who exits counts as arrived, but not twice.
+  if (thread.cluster_arrived && thread.cluster_generation == cluster.barrier_generation) {
+    cluster.barrier_arrived--;
+  }
+  cluster.live--;
   if (--block.live == 0) check_block_at_exit(block);
   cluster_barrier_check(*block.cluster);
 }
@@ -356,7 +388,11 @@ AsyncPointer start_async(Thread& thread, uint32_t time, uint32_t site,
 void perform_async(AsyncOperation& operation) {
   if (operation.done) return;
   operation.done = true;
-  operation.perform();
+  // NOTE: what it captured may hold the operation itself.
+  const std::function<void()> perform = std::move(operation.perform);
+  operation.perform = nullptr;
+  machine->polls = 0;
+  perform();
 }
 
 // ---- launch ----
@@ -380,6 +416,7 @@ Report launch(const LaunchConfig& config, void (*run)(const void* context), cons
   const struct Reset {
     ~Reset() { machine = nullptr; }
   } reset;
+  Memory::instance().forget_accesses();
   const CrashHandler crash_handler;
   running.schedule = schedule;
   running.config = config;

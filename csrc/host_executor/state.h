@@ -18,6 +18,7 @@
 
 namespace host_executor {
 
+constexpr size_t kStackBytes = size_t{128} << 10;
 constexpr int kWarpSize = 32, kWarpgroupSize = 128;
 constexpr uint32_t kSharedBase = 0x400;  // the window begins with memory of the system
 constexpr int kSharedRankShift = 24;
@@ -71,6 +72,7 @@ struct OwnedRegisters {
 struct Thread {
   ThreadIdentity identity;
   Fiber fiber;
+  const unsigned char* stack = nullptr;
   Block* block = nullptr;
   uint32_t index = 0;  // in its block
   uint32_t agent = 0, time = 1;
@@ -110,11 +112,15 @@ struct Rendezvous {
   Knowledge knowledge;
 };
 
+struct WarpArrival {
+  uint32_t warp, site, lanes;
+};
+
 struct Barrier {
   int expected = 0, arrived = 0;
   Knowledge knowledge;
   std::vector<Thread*> waiters;
-  std::vector<std::pair<uint32_t, uint32_t>> warp_sites;
+  std::vector<WarpArrival> warp_sites;
 };
 
 struct Mbarrier {
@@ -125,7 +131,8 @@ struct Mbarrier {
   std::vector<Thread*> waiters;
   Knowledge arriving, completed;
   Epoch initialized;
-  uint32_t init_site = 0;
+  uint32_t init_site = 0, copy_site = 0;
+  VectorClock users;
   bool init_fenced = false;
   Thread* init_thread = nullptr;
 };
@@ -145,7 +152,8 @@ struct Block {
   std::unordered_map<uint32_t, Mbarrier> mbarriers;  // by offset in shared memory
   Region* shared = nullptr;
   uint32_t live = 0;
-  Knowledge exits;            // of all threads
+  Knowledge exits;                                  // of all threads
+  std::unordered_map<uint64_t, Knowledge> atomics;  // released at an address of shared memory
   VectorClock remote_access;  // to this block's shared memory, by other blocks
   std::unordered_map<uint64_t, Request> requests;
 };
@@ -184,6 +192,7 @@ struct Machine {
   std::vector<AsyncPointer> pending;
   std::unordered_map<uint64_t, Knowledge> atomics;  // released at an address
   bool crashed = false;
+  uint64_t polls = 0;  // in a row that found nothing new
 };
 
 // The machine of the launch under way, null between launches.
@@ -208,6 +217,8 @@ void acquire(Thread& thread, const Knowledge& from);
 AsyncPointer start_async(Thread& thread, uint32_t time, uint32_t site,
                          std::function<void()> perform);
 void perform_async(AsyncOperation& operation);
+// Gives the turn away after a look at something that others must change.
+void poll(Thread& thread, const char* waits_for, int number, uint32_t site);
 void maybe_preempt();
 void on_exit(Thread& thread);
 

@@ -86,11 +86,15 @@ void start(Block& block, Warpgroup& group, const std::shared_ptr<WgmmaOperation>
   for (int warp = 1; warp < 4; warp++) all.meet(operation->issuers[warp]);
   Access access{&all, Epoch::of(block.cluster->number, group.agent, time), site};
   access.async_proxy = true;
-  const MatrixDescriptor b = decode_descriptor(operation->b_descriptor);
+  // NOTE: a descriptor has 18 bits of an address, in the shared memory of its own block.
+  const uint32_t window = block.rank << kSharedRankShift;
+  MatrixDescriptor b = decode_descriptor(operation->b_descriptor);
+  b.address |= window;
   check_descriptor(b, site);
   check_operand(b, operation->b_mn_major, 0, operation->n, access);
   if (!operation->from_registers) {
-    const MatrixDescriptor a = decode_descriptor(operation->a_descriptor);
+    MatrixDescriptor a = decode_descriptor(operation->a_descriptor);
+    a.address |= window;
     check_descriptor(a, site);
     for (int warp = 0; warp < 4; warp++) {
       access.knowledge = &operation->issuers[warp];
@@ -106,6 +110,7 @@ void start(Block& block, Warpgroup& group, const std::shared_ptr<WgmmaOperation>
       multiply(block, *oldest);
       if (oldest == operation) break;
       oldest->operation->done = true;
+      oldest->operation->perform = nullptr;
     }
   });
 }
@@ -226,6 +231,7 @@ void wgmma(Element element, int n, float* d, const uint32_t* a_registers, uint64
   own(thread.owned, d, n / 2 * sizeof(float), /*readable=*/false, number);
   own(thread.accumulators, d, n / 2 * sizeof(float), false, number);
   if (a_registers != nullptr) {
+    check_registers(thread, a_registers, 16, /*is_write=*/false, site);
     std::memcpy(operation->a[slot], a_registers, sizeof(operation->a[slot]));
     own(thread.owned, a_registers, 16, /*readable=*/true, number);
     own(thread.accumulators, a_registers, 16, true, number);
