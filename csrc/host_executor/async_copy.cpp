@@ -126,8 +126,12 @@ std::vector<Piece> bulk_pieces(uint32_t shared, void* global, uint32_t bytes, ui
 
 void load_pieces(std::vector<Piece> pieces, uint32_t mbarrier, uint32_t bytes, uint32_t site) {
   Thread& thread = *machine->current;
-  Mbarrier* barrier = find_mbarrier(mbarrier, site, nullptr);
+  Block* owner = nullptr;
+  Mbarrier* barrier = find_mbarrier(mbarrier, site, &owner);
   if (barrier == nullptr) return;
+  if (owner != thread.block) {
+    report(Kind::kInvalid, site, 0, "a copy completes on an mbarrier of another block");
+  }
   if (!barrier->init_fenced) {
     report(Kind::kProxyFence, site, barrier->init_site,
            "a copy that completes on an mbarrier needs fence.mbarrier_init or fence.proxy.async "

@@ -90,17 +90,15 @@ std::string describe(const Region& region, const void* p) {
 }
 
 std::string describe(Epoch epoch) {
-  const uint32_t threads =
-      machine->config.block.x * machine->config.block.y * machine->config.block.z;
-  const Dim3 cluster = machine->config.cluster;
-  const uint32_t blocks = cluster.x * cluster.y * cluster.z;
-  const std::string where =
-      machine->config.grid.x * machine->config.grid.y * machine->config.grid.z > blocks
-          ? " of the cluster that ran as number " + std::to_string(epoch.cluster())
-          : "";
-  if (epoch.agent() >= threads * blocks) return "an asynchronous operation" + where;
-  return "thread " + std::to_string(epoch.agent() % threads) +
-         (blocks > 1 ? " of block " + std::to_string(epoch.agent() / threads) : "") + where;
+  const Dim3 block = machine->config.block, cluster = machine->config.cluster;
+  const uint32_t threads = block.x * block.y * block.z;
+  const bool is_thread = epoch.agent() < threads * cluster.x * cluster.y * cluster.z;
+  const uint32_t rank = is_thread ? epoch.agent() / threads : 0;
+  const std::string what =
+      is_thread ? "thread " + std::to_string(epoch.agent() % threads) : "an asynchronous operation";
+  const bool has_peers = !is_thread && cluster.x * cluster.y * cluster.z > 1;
+  return what + (has_peers ? " of the cluster of block " : " of block ") +
+         dim_text(block_idx_of(epoch.cluster(), rank));
 }
 
 const char* kind_name(Kind kind) {

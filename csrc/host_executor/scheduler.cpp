@@ -118,16 +118,13 @@ Dim3 position(uint64_t index, Dim3 dim) {
           static_cast<uint32_t>(index / dim.x / dim.y)};
 }
 
-std::unique_ptr<Cluster> make_cluster(const LaunchConfig& config, uint64_t index, uint32_t number,
+std::unique_ptr<Cluster> make_cluster(const LaunchConfig& config, uint32_t number,
                                       size_t first_stack) {
   auto cluster = std::make_unique<Cluster>();
   cluster->number = number;
   const uint32_t num_blocks = volume(config.cluster), num_threads = volume(config.block);
   cluster->live = num_blocks * num_threads;
   cluster->barrier_arriving.cluster = cluster->barrier_completed.cluster = number;
-  const Dim3 clusters{config.grid.x / config.cluster.x, config.grid.y / config.cluster.y,
-                      config.grid.z / config.cluster.z};
-  const Dim3 corner = position(index, clusters);
   for (uint32_t rank = 0; rank < num_blocks; rank++) {
     auto block = std::make_unique<Block>();
     block->cluster = cluster.get();
@@ -140,10 +137,7 @@ std::unique_ptr<Cluster> make_cluster(const LaunchConfig& config, uint64_t index
     if (config.shared_bytes > 0) {
       block->shared = &Memory::instance().allocate_shared(block.get(), config.shared_bytes);
     }
-    const Dim3 in_cluster = position(rank, config.cluster);
-    const Dim3 block_idx{corner.x * config.cluster.x + in_cluster.x,
-                         corner.y * config.cluster.y + in_cluster.y,
-                         corner.z * config.cluster.z + in_cluster.z};
+    const Dim3 block_idx = block_idx_of(number, rank);
     for (uint32_t i = 0; i < num_threads; i++) {
       Thread& thread = block->threads[i];
       thread.identity = {
@@ -289,9 +283,27 @@ void check_config(const LaunchConfig& config) {
 
 // ---- threads ----
 
+Dim3 block_idx_of(uint32_t cluster_number, uint32_t rank) {
+  const LaunchConfig& config = machine->config;
+  const Dim3 clusters{config.grid.x / config.cluster.x, config.grid.y / config.cluster.y,
+                      config.grid.z / config.cluster.z};
+  const Dim3 corner = position(machine->order[cluster_number - 1], clusters);
+  const Dim3 in_cluster = position(rank, config.cluster);
+  return {corner.x * config.cluster.x + in_cluster.x, corner.y * config.cluster.y + in_cluster.y,
+          corner.z * config.cluster.z + in_cluster.z};
+}
+
 Epoch Thread::epoch() const { return Epoch::of(block->cluster->number, agent, time); }
 
-void tick(Thread& thread) { thread.knowledge.seen.raise(thread.agent, ++thread.time); }
+void tick(Thread& thread) {
+  if (thread.time + 1 == 1u << Epoch::kTimeBits) {
+    report(
+        Kind::kInvalid, 0, 0,
+        describe(thread) + " took 2**22 steps of synchronisation; races after them go unnoticed");
+    return;
+  }
+  thread.knowledge.seen.raise(thread.agent, ++thread.time);
+}
 
 void release(Thread& thread, Knowledge& to) {
   to.join(thread.knowledge);
@@ -425,7 +437,8 @@ Report launch(const LaunchConfig& config, void (*run)(const void* context), cons
   running.context = context;
 
   const uint32_t num_clusters = volume(config.grid) / volume(config.cluster);
-  std::vector<uint32_t> order(num_clusters);
+  std::vector<uint32_t>& order = running.order;
+  order.resize(num_clusters);
   std::iota(order.begin(), order.end(), 0);
   if (schedule.order == Order::kReversed) std::reverse(order.begin(), order.end());
   if (schedule.order == Order::kRandom) {
@@ -438,7 +451,7 @@ Report launch(const LaunchConfig& config, void (*run)(const void* context), cons
   for (uint32_t next = 0; good && next < num_clusters;) {
     std::vector<std::unique_ptr<Cluster>> resident;
     for (int i = 0; i < schedule.resident_clusters && next < num_clusters; i++, next++) {
-      resident.push_back(make_cluster(config, order[next], next + 1, i * stacks));
+      resident.push_back(make_cluster(config, next + 1, i * stacks));
     }
     good = run_resident(resident);
     for (const auto& cluster : resident) {

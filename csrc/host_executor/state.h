@@ -9,7 +9,6 @@
 #include <memory>
 #include <string>
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 #include "host_executor/executor.h"
@@ -183,6 +182,7 @@ struct Machine {
   Schedule schedule;
   LaunchConfig config;
   Random random{1};
+  std::vector<uint32_t> order;  // indices of clusters, as they run
   Report report;
   void (*run)(const void*) = nullptr;
   const void* context = nullptr;
@@ -200,6 +200,8 @@ extern Machine* machine;
 
 // ---- scheduler.cpp ----
 
+// Where a block of a cluster, by its number, lies in the grid.
+Dim3 block_idx_of(uint32_t cluster_number, uint32_t rank);
 // Gives the turn away.
 void yield();
 // Gives the turn away until someone makes the thread runnable again.
