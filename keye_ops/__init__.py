@@ -2,6 +2,7 @@
 
 from keye_ops._version import __version__
 from keye_ops.add_layer_norm import add_layer_norm, layer_norm
+from keye_ops.add_rms_norm import add_rms_norm, rms_norm
 from keye_ops.dispatch import Dispatch, backend, last_dispatch
 from keye_ops.grid import PackedGrid
 from keye_ops.linear_gelu import linear_gelu
@@ -16,6 +17,7 @@ __all__ = [
     "PackedGrid",
     "__version__",
     "add_layer_norm",
+    "add_rms_norm",
     "backend",
     "last_dispatch",
     "layer_norm",
@@ -23,6 +25,7 @@ __all__ = [
     "merge_norm",
     "patch_embed",
     "projector",
+    "rms_norm",
     "rope",
     "rope_",
     "rope_2d",
