@@ -90,4 +90,5 @@ def test_validate_raises_from_the_call(validate):
         ), result.stderr
     else:  # the last line finds what the second call left
         assert result.stdout == "nothing raised\n"
-        assert "got -3" in result.stderr and result.returncode == 1
+        assert result.returncode == 1
+        assert "got -3" in result.stderr
