@@ -50,7 +50,8 @@ def run(kernel: str, folder: Path) -> list[dict[str, Any]]:
     for maker in makers:
         for schedule in schedules(executor):
             report, right = maker().run(executor, schedule)
-            runs.append({"findings": findings_of(report), "right": right})
+            findings = findings_of(report)
+            runs.append({"findings": findings, "right": right, "traffic": report.traffic})
     return runs
 
 
