@@ -94,7 +94,8 @@ inline void check_hidden(const PatchEmbedParams& params, int vector) {
   }
 }
 
-inline void launch_add_positions(PatchEmbedParams params, Dtype dtype, int device_index) {
+inline void launch_add_positions(const PatchEmbedParams& given, Dtype dtype, int device_index) {
+  PatchEmbedParams params = given;
   params.error_word = error_word(device_index);
   with_cuda_type_of(dtype, [&](auto type) {
     using T = decltype(type);
@@ -106,7 +107,8 @@ inline void launch_add_positions(PatchEmbedParams params, Dtype dtype, int devic
   });
 }
 
-inline void launch_cells(PatchEmbedParams params, int device_index) {
+inline void launch_cells(const PatchEmbedParams& given, int device_index) {
+  PatchEmbedParams params = given;
   params.error_word = error_word(device_index);
   KEYE_CHECK(params.side <= 46340, "patch_embed: position_embedding on CUDA must have fewer than ",
              "2**31 rows, got ", params.side * params.side);
