@@ -151,12 +151,13 @@ bool is_aligned(const Tensor& pixels, int64_t bytes) {
   return reinterpret_cast<int64_t>(pixels.const_data_ptr()) % bytes == 0 && stride % bytes == 0;
 }
 
-Tensor pixels_to_pack(const Tensor& pixel_values, const Tensor& weight) {
+Tensor pixels_to_pack(const PatchEmbedBackend& backend, const Tensor& pixel_values,
+                      const Tensor& weight) {
   const Tensor pixels =
       has_whole_patches(pixel_values) ? pixel_values : torch::stable::contiguous(pixel_values);
   const ScalarType dtype = pixels.scalar_type();
-  const bool taken = weight.is_cpu() || dtype == ScalarType::Byte || dtype == ScalarType::Float ||
-                     dtype == weight.scalar_type();
+  const bool taken = backend.packs_any_dtype || dtype == ScalarType::Byte ||
+                     dtype == ScalarType::Float || dtype == weight.scalar_type();
   return taken ? pixels : torch::stable::to(pixels, weight.scalar_type());
 }
 
@@ -170,7 +171,7 @@ Operands operands(const Tensor& pixel_values, const Tensor& weight, const std::v
       std::max<int64_t>(1, backend.row_bytes / static_cast<int64_t>(weight.element_size()));
   const int64_t padded = (inner + values - 1) / values * values;
   const bool pads_weight = wants_weight && padded != inner;
-  const Tensor pixels = pixels_to_pack(pixel_values, weight);
+  const Tensor pixels = pixels_to_pack(backend, pixel_values, weight);
   const bool is_byte = pixels.scalar_type() == ScalarType::Byte;
   const Tensor flat = torch::stable::view(weight, std::vector<int64_t>{hidden, inner});
   if (pixels.scalar_type() == weight.scalar_type() && padded == inner &&

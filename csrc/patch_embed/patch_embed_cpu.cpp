@@ -56,6 +56,7 @@ STABLE_TORCH_LIBRARY_IMPL(keye_ops, CPU, m) {
                                                  &backward,
                                                  /*cells=*/nullptr,
                                                  /*num_parts=*/nullptr,
+                                                 /*packs_any_dtype=*/true,
                                                  /*row_bytes=*/1,
                                                  kCpuTraits};
   m.impl("patch_embed", TORCH_BOX(&patch_embed));

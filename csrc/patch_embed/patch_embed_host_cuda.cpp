@@ -20,6 +20,7 @@ KEYE_API void patch_embed_host_cuda_install() {
                    &patch_embed_dtable_host_cuda,
                    &patch_embed_cells_host_cuda,
                    &patch_embed_num_parts_host_cuda,
+                   /*packs_any_dtype=*/false,
                    patch_embed_row_bytes_host_cuda(),
                    kCudaTraits};
 }

@@ -18,7 +18,7 @@ enum class PatchEmbedDevice { kCpu = 0, kCuda = 1 };
 
 // What a device offers. Launchers trust their params.
 struct PatchEmbedBackend {
-  // Pixels without a dtype are bytes.
+  // Pixels without a dtype are bytes. Others are of the weight's dtype or fp32, or of any.
   void (*pack)(const PixelRowsParams&, std::optional<Dtype> pixels, Dtype rows, int device_index);
   void (*add_positions)(const PatchEmbedParams&, Dtype, int device_index);
   // The gradients of the table and the bias; or, of a backend with `cells`, of the table by patches
@@ -26,6 +26,7 @@ struct PatchEmbedBackend {
   void (*backward)(const PatchEmbedParams&, Dtype, int device_index);
   void (*cells)(const PatchEmbedParams&, int device_index);
   int64_t (*num_parts)(const PatchEmbedParams&);
+  bool packs_any_dtype;
   int64_t row_bytes;  // rows of pixels and of the weight start at multiples of so many
   BackendTraits traits;
 };
