@@ -100,4 +100,123 @@ int64_t patch_embed_num_parts_host_cuda(const PatchEmbedParams& params) {
 
 int64_t patch_embed_row_bytes_host_cuda() { return kVectorBytes; }
 
+// ---- launches by name, past the op's checks: with any grid, and values that ops would refuse ----
+
+namespace {
+
+using host_executor::Arguments;
+using host_executor::bind_kernel;
+using host_executor::BoundKernel;
+using host_executor::register_kernel;
+
+PatchEmbedParams named_params(const Arguments& arguments) {
+  PatchEmbedParams params{};
+  params.total = arguments.integer("total");
+  params.side = arguments.integer("side");
+  params.num_parts = 1;
+  params.fractions = arguments.array_if_any<float>("fractions");
+  return params;
+}
+
+PatchEmbedParams named_places(const Arguments& arguments) {
+  PatchEmbedParams params = named_params(arguments);
+  params.grid = arguments.array<int32_t>("grid");
+  params.image_offsets = arguments.array<int32_t>("image_offsets");
+  params.position_ids = arguments.array<void>("position_ids");
+  params.error_word = arguments.array<ErrorWord>("error_word");
+  params.position_stride = arguments.integer("position_stride");
+  params.axis_stride = arguments.integer("axis_stride");
+  params.num_images = arguments.integer("num_images");
+  params.wide_ids = arguments.integer("wide_ids") != 0;
+  params.align_corners = arguments.integer("align_corners") != 0;
+  return params;
+}
+
+// Calls f with a value of the type, whose number is 0 for fp32, 1 for fp16, 2 for bf16.
+template <class F>
+BoundKernel with_named_type(const Arguments& arguments, const F& f) {
+  switch (arguments.integer("dtype")) {
+    case 0:
+      return f(float{});
+    case 1:
+      return f(Half{});
+    default:
+      return f(BFloat16{});
+  }
+}
+
+template <class T>
+BoundKernel bind_pack(const Arguments& arguments) {
+  PackKernelParams params{};
+  params.rows.pixels = arguments.array<void>("pixels");
+  params.rows.rows = arguments.array<void>("rows");
+  params.rows.weight = arguments.array_if_any<void>("weight");
+  params.rows.weight_rows = arguments.array_if_any<void>("weight_rows");
+  params.rows.pixel_stride = arguments.integer("pixel_stride");
+  params.rows.total = arguments.integer("total");
+  params.rows.inner = arguments.integer("inner");
+  params.rows.padded = arguments.integer("padded");
+  params.rows.hidden = arguments.integer("hidden");
+  params.num_pixel_blocks = arguments.integer("num_pixel_blocks");
+  params.pixel_word = static_cast<int>(arguments.integer("pixel_word"));
+  params.weight_word = static_cast<int>(arguments.integer("weight_word"));
+  params.area = static_cast<int>(arguments.integer("area"));
+  for (int i = 0; i < kMaxByteChannels; i++) {
+    const std::string name = std::to_string(i);
+    params.by[i] = byte_scale(arguments.number("mean" + name), arguments.number("std" + name));
+  }
+  switch (arguments.integer("pixel_dtype")) {
+    case 0:
+      return bind_kernel(&patch_embed_pack_kernel<float, T>, params);
+    case 3:
+      return bind_kernel(&patch_embed_pack_kernel<uint8_t, T>, params);
+    default:
+      return bind_kernel(&patch_embed_pack_kernel<T, T>, params);
+  }
+}
+
+const bool kRegistered[] = {
+    register_kernel("patch_embed_pack",
+                    [](const Arguments& arguments) {
+                      return with_named_type(arguments, [&](auto type) {
+                        return bind_pack<decltype(type)>(arguments);
+                      });
+                    }),
+    register_kernel("patch_embed_positions",
+                    [](const Arguments& arguments) {
+                      PatchEmbedParams params = named_places(arguments);
+                      params.out = arguments.array<void>("out");
+                      params.bias = arguments.array_if_any<void>("bias");
+                      params.table = arguments.array<void>("table");
+                      params.hidden = arguments.integer("hidden");
+                      return with_named_type(arguments, [&](auto type) {
+                        return bind_kernel(&patch_embed_positions_kernel<decltype(type)>, params);
+                      });
+                    }),
+    register_kernel("patch_embed_cells",
+                    [](const Arguments& arguments) {
+                      PatchEmbedParams params = named_places(arguments);
+                      params.cells = arguments.array<int32_t>("cells");
+                      return bind_kernel(&patch_embed_cells_kernel, params);
+                    }),
+    register_kernel("patch_embed_dtable",
+                    [](const Arguments& arguments) {
+                      GradKernelParams params{named_params(arguments), 0, 0};
+                      params.patch.dout = arguments.array<void>("dout");
+                      params.patch.dtable = arguments.array_if_any<void>("dtable");
+                      params.patch.partials = arguments.array_if_any<float>("partials");
+                      params.patch.sorted_cells = arguments.array<int32_t>("sorted_cells");
+                      params.patch.order = arguments.array<int64_t>("order");
+                      params.patch.hidden = arguments.integer("hidden");
+                      params.patch.num_parts = arguments.integer("num_parts");
+                      params.num_slices = static_cast<int>(arguments.integer("num_slices"));
+                      params.slice_chunks = static_cast<int>(arguments.integer("slice_chunks"));
+                      return with_named_type(arguments, [&](auto type) {
+                        return bind_kernel(&patch_embed_dtable_kernel<decltype(type)>, params);
+                      });
+                    }),
+};
+
+}  // namespace
+
 }  // namespace keye_ops
