@@ -1,14 +1,22 @@
 """patch_embed against convolution and interpolate, image by image; gradients; wrong input."""
 
+import os
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
+from host_cuda import executor, host_cuda, take_reports, unavailable
 from tolerance import assert_within_twice
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import keye_ops
 from keye_ops import PackedGrid, dispatch
-from keye_ops.patch_embed import _unsupported, patch_embed_reference
+from keye_ops.patch_embed import (
+    _unsupported,
+    patch_embed_backward_reference,
+    patch_embed_reference,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 WAYS = ["public", "registered"]
@@ -312,6 +320,235 @@ def test_compile_makes_one_graph_for_all_sizes():
         torch.testing.assert_close(*gradients)
         graphs.append(counter.frame_count)
     assert graphs == graphs[:1] * 3
+
+
+# ---- values that only a device sees ----
+
+needs_host_cuda = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+INT32_MAX, INT64_MAX = 2**31 - 1, 2**63 - 1
+IMAGES = [(1, 3, 4), (2, 2, 1), (1, 1, 5)]  # patches 0 to 11, 12 to 15, 16 to 20
+OF_GRID = "grid must hold positive (t, h, w), got "
+OF_OFFSETS = "image_offsets must be the sums of t * h * w up to the patches, got "
+OF_POSITIONS = "position_ids must lie inside their image's grid, got "
+# Which tensor is changed where to what; which patches are bad then; what is reported.
+HOSTILE = {
+    "row before the first": ("position_ids", (3, 0), -1, [3], f"{OF_POSITIONS}-1"),
+    "row behind the last": ("position_ids", (3, 0), 3, [3], f"{OF_POSITIONS}3"),
+    "column past int32": ("position_ids", (0, 1), 2**40, [0], f"{OF_POSITIONS}{2**40}"),
+    "largest row": ("position_ids", (20, 0), INT64_MAX, [20], OF_POSITIONS),
+    "least column": ("position_ids", (12, 1), -INT64_MAX - 1, [12], OF_POSITIONS),
+    "no rows": ("grid", (1, 1), 0, range(12, 16), f"{OF_GRID}0"),
+    "no frames": ("grid", (1, 0), 0, range(12, 16), f"{OF_GRID}0"),
+    "negative columns": ("grid", (0, 2), -4, range(12), f"{OF_GRID}-4"),
+    "too many rows": ("grid", (1, 1), INT32_MAX, range(12, 16), f"{OF_OFFSETS}16"),
+    "huge images": ("grid", slice(None), INT32_MAX, range(21), OF_OFFSETS),
+    "late start": ("image_offsets", 0, 3, range(12), OF_OFFSETS),
+    "early end": ("image_offsets", 3, 19, range(16, 21), OF_OFFSETS),
+    "late end": ("image_offsets", 3, INT32_MAX, range(16, 21), f"{OF_OFFSETS}{INT32_MAX}"),
+    "least offsets": ("image_offsets", slice(None), -(2**31), range(21), OF_OFFSETS),
+    "largest offsets": ("image_offsets", slice(None), INT32_MAX, range(21), OF_OFFSETS),
+}
+
+
+def hostile_index(how, grid):
+    """grid, image_offsets and position_ids with a change, the bad patches, the message."""
+    name, place, value, bad, message = HOSTILE[how]
+    index = {x: getattr(grid, x).clone() for x in ("grid", "image_offsets", "position_ids")}
+    index["position_ids"] = index["position_ids"].long()
+    index[name][place] = value
+    is_bad = torch.zeros(grid.total, dtype=torch.bool, device=grid.grid.device)
+    is_bad[list(bad)] = True
+    return tuple(index.values()), is_bad, message
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", HOSTILE)
+def test_bad_values_on_a_device_make_zeros_and_a_report(how, dtype, device):
+    grid = PackedGrid.from_grid_thw(IMAGES, device=device)
+    inputs = make(grid.total, dtype, device=device)
+    index, is_bad, message = hostile_index(how, grid)
+    op = torch.ops.keye_ops.patch_embed
+    if dispatch.kernel_device(inputs[0]) == "cpu":
+        with pytest.raises(RuntimeError, match=r"patch_embed: .*must"):
+            op(*inputs, *index)
+        return
+    want = patch_embed("registered", *inputs, grid)
+    keye_ops.check_errors()
+    actual = op(*inputs, *index)
+    assert not actual[is_bad].any()
+    assert torch.equal(actual[~is_bad], want[~is_bad])
+    with pytest.raises(RuntimeError, match=r"^patch_embed: ") as raised:
+        keye_ops.check_errors()
+    assert message in str(raised.value)
+
+    # A bad patch has no part in the gradient of the table.
+    dout = torch.randn(actual.shape, generator=torch.Generator()).to(device, dtype)
+    options = (False, False, False, [0.5] * 3, [0.5] * 3)
+    backward = torch.ops.keye_ops.patch_embed_backward
+    parameters = (inputs[0], inputs[1], inputs[3])
+    dtable = backward(dout, *parameters, *index, *options)[3]
+    with pytest.raises(RuntimeError, match=r"^patch_embed: "):
+        keye_ops.check_errors()
+    good = dout.masked_fill(is_bad[:, None], 0)
+    index = (grid.grid, grid.image_offsets, grid.position_ids)
+    torch.testing.assert_close(dtable, backward(good, *parameters, *index, *options)[3])
+    keye_ops.check_errors()
+
+
+def test_no_image_on_a_device(device):
+    inputs = make(2, torch.float32, device=device)
+    integers = {"dtype": torch.int32, "device": device}
+    index = [torch.zeros(shape, **integers) for shape in ((0, 3), (1,), (2, 2))]
+    if dispatch.kernel_device(inputs[0]) == "cpu":
+        pytest.skip("the CPU refuses it")
+    assert not torch.ops.keye_ops.patch_embed(*inputs, *index).any()
+    dispatch.use_native("patch_embed", inputs[0])
+    with pytest.raises(RuntimeError, match="patch_embed: image_offsets must be the sums"):
+        keye_ops.check_errors()
+
+
+def test_random_offsets_and_grids_on_a_device(device):
+    grid = PackedGrid.from_grid_thw(IMAGES * 3, device=device)
+    inputs = make(grid.total, torch.float32, hidden=8, patch=2, device=device)
+    if dispatch.kernel_device(inputs[0]) == "cpu":
+        pytest.skip("the CPU refuses them")
+    want = patch_embed("registered", *inputs, grid)
+    numbers = random.Random(0)
+    for _ in range(20):
+        index = [grid.grid.clone(), grid.image_offsets.clone(), grid.position_ids.clone()]
+        for _ in range(numbers.randint(1, 9)):
+            flat = numbers.choice(index).view(-1)
+            limit = numbers.choice([1, 5, 70, 2**31])
+            flat[numbers.randrange(len(flat))] = numbers.randint(-limit, limit - 1)
+        actual = torch.ops.keye_ops.patch_embed(*inputs, *index)
+        assert actual.isfinite().all()
+        untouched = all(
+            torch.equal(a, b)
+            for a, b in zip(index, (grid.grid, grid.image_offsets, grid.position_ids), strict=True)
+        )
+        assert not untouched or torch.equal(actual, want)
+    with pytest.raises(RuntimeError, match=r"^patch_embed: "):
+        keye_ops.check_errors()
+
+
+# ---- layouts and sizes that a device must stand ----
+
+
+def test_pixels_and_positions_far_apart(device):
+    """Rows 2**31 elements from one another; pages that nobody touches take no memory."""
+    pixel_values, *parameters = make(2, torch.bfloat16, hidden=8, patch=3, device=device)
+    grid = PackedGrid.from_grid_thw([(1, 1, 2)], device=device)
+    want = patch_embed("registered", pixel_values, *parameters, grid)
+    far = torch.empty(2**31 + 64, dtype=torch.bfloat16, device=device)
+    far = far.as_strided((2, 3, 3, 3), (2**31 + 8, 9, 3, 1))
+    far.copy_(pixel_values)
+    positions = torch.empty(2**31 + 4, dtype=torch.int32, device=device)
+    positions = positions.as_strided((2, 2), (2**31 + 1, 1))
+    positions.copy_(grid.position_ids)
+    index = (grid.grid, grid.image_offsets, positions)
+    assert torch.equal(torch.ops.keye_ops.patch_embed(far, *parameters, *index), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_long_lists_of_patches_are_summed_in_parts(dtype, device):
+    """Images of one patch all take the middle of the table."""
+    total = 17000 if dispatch.kernel_device(torch.empty(0)) == "cpu" else 16400
+    grid = PackedGrid.from_grid_thw([(1, 1, 1)] * total, device=device)
+    inputs = make(total, dtype, hidden=8, side=2, patch=1, device=device)
+    dout = torch.randn(total, 8, generator=torch.Generator()).to(device, dtype)
+    leaves = [x.requires_grad_() for x in inputs]
+    dtable = torch.autograd.grad(patch_embed("registered", *leaves, grid), leaves, dout)[3]
+    exact = dout.double().sum(0).expand(4, 8) / 4
+    plain = dout.sum(0).expand(4, 8) / 4
+    assert_within_twice(dtable, plain, exact)
+
+
+# ---- the same bits for any order of threads, and random problems ----
+
+
+def random_problem(seed):
+    """Arguments of the registered op, and the gradient of its output."""
+    numbers = random.Random(seed)
+    dtype = numbers.choice([torch.float32, torch.float16, torch.bfloat16])
+    block = numbers.random() < 0.3
+    sizes = [
+        (numbers.randint(1, 2), *(numbers.randint(1, 4) * (2 if block else 1) for _ in range(2)))
+        for _ in range(numbers.randint(0, 4))
+    ]
+    grid = PackedGrid.from_grid_thw(sizes, order="block" if block else "raster")
+    hidden = numbers.choice([8, 8, 16, 24, 40])
+    patch, side = numbers.randint(1, 5), numbers.randint(1, 5)
+    pixel_values, weight, bias, table = make(grid.total, dtype, hidden, side, patch, seed)
+    pixels = numbers.choice(["same", "float", "byte"])
+    if pixels == "float":
+        pixel_values = pixel_values.float()
+    elif pixels == "byte":
+        pixel_values = (pixel_values.double() * 64 + 128).clamp(0, 255).to(torch.uint8)
+    layout = numbers.choice(["contiguous", *LAYOUTS])
+    if layout != "contiguous" and grid.total:
+        pixel_values = LAYOUTS[layout](pixel_values)
+    index = [
+        grid.grid,
+        grid.image_offsets,
+        grid.position_ids.to(numbers.choice([torch.int64, None])),
+    ]
+    if numbers.random() < 0.3:
+        index[2] = index[2].T.contiguous().T
+    bias = bias if numbers.random() < 0.7 else None
+    options = (numbers.random() < 0.5, [0.48, 0.46, 0.41], [0.27, 0.26, 0.28])
+    dout = torch.randn(grid.total, hidden, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return (pixel_values, weight, bias, table, *index, *options), dout
+
+
+def outputs_and_gradients(function, backward, args, dout):
+    """Of one implementation, all at once."""
+    pixel_values, weight, bias, table, *index, align_corners, mean, std = args
+    needs_dpixels = pixel_values.dtype != torch.uint8
+    options = (needs_dpixels, bias is not None, align_corners, mean, std)
+    gradients = backward(dout, pixel_values, weight, table, *index, *options)
+    return [function(*args), *gradients]
+
+
+def in_fp64(args, dout):
+    """The same with floating tensors in fp64; bytes become the floats that they stand for."""
+    pixel_values, weight, *rest, mean, std = args
+    if pixel_values.dtype == torch.uint8:
+        shift, factor = (torch.tensor(x, dtype=torch.float64)[:, None] for x in (mean, std))
+        flat = pixel_values.flatten(1).unflatten(1, (3, -1)).double()
+        pixel_values = ((flat / 255 - shift) / factor).flatten(1)
+    rounded = pixel_values.to(weight.dtype).double()
+    rest = [
+        x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in rest
+    ]
+    return (rounded, weight.double(), *rest, mean, std), dout.double()
+
+
+EXAMPLES = int(os.environ.get("KEYE_OPS_EXECUTOR_EXAMPLES", "12"))
+
+
+@needs_host_cuda
+def test_random_problems_under_several_schedules():
+    op, backward = torch.ops.keye_ops.patch_embed, torch.ops.keye_ops.patch_embed_backward
+    order = executor().Order
+    schedules = [(order.in_order, 0), (order.reversed, 1), (order.random, 4), (order.random, 16)]
+    for seed in range(EXAMPLES):
+        args, dout = random_problem(seed)
+        results = []
+        for number, (kind, preempt_one_in) in enumerate(schedules):
+            with host_cuda(seed=seed + number, order=kind, preempt_one_in=preempt_one_in):
+                results.append(outputs_and_gradients(op, backward, args, dout))
+                assert not any(report.findings for report in take_reports())
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True)), seed
+        reference = (patch_embed_reference, patch_embed_backward_reference)
+        plain = outputs_and_gradients(*reference, args, dout)
+        exact = outputs_and_gradients(*reference, *in_fp64(args, dout))
+        for place, (got, one_plain, one_exact) in enumerate(
+            zip(results[0], plain, exact, strict=True)
+        ):
+            if place == 1 and got.numel() == 0:
+                continue  # bytes have no gradient
+            assert_within_twice(got, one_plain.to(got.dtype), one_exact.reshape(got.shape))
 
 
 GOOD = dict(zip(("pixel_values", "weight", "bias", "table"), make(6, torch.float32), strict=True))

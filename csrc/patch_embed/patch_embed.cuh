@@ -210,6 +210,7 @@ patch_embed_positions_kernel(KEYE_PARAMS PatchEmbedParams params) {
 // Patches lie in cells of the table, between four of its rows. Sorted by their cells, those that a
 // row of the table belongs to are four runs. A block sums a part of them for one row.
 constexpr int kCellThreads = 128;
+constexpr int kGradGroup = 16;     // patches that are summed in fp32; sums of those in fp64
 constexpr int kGradThreads = 160;  // as many chunks of a row: Keye's 1152 in 16 bits are 144
 
 KEYE_KERNEL(kCellThreads, 8) patch_embed_cells_kernel(KEYE_PARAMS PatchEmbedParams params) {
@@ -274,7 +275,7 @@ KEYE_DEVICE float share_of_row(const PatchEmbedParams& params, int up, int left,
 }
 
 template <class T>
-KEYE_KERNEL(kGradThreads, 6)
+KEYE_KERNEL(kGradThreads, 5)
 patch_embed_dtable_kernel(KEYE_PARAMS GradKernelParams kernel_params) {
   constexpr int kVec = kVectorSize<T>;
   const PatchEmbedParams& params = kernel_params.patch;
@@ -305,7 +306,7 @@ patch_embed_dtable_kernel(KEYE_PARAMS GradKernelParams kernel_params) {
   const int chunk = first_chunk + thread_idx();
   const bool active = thread_idx() < kernel_params.slice_chunks && chunk < params.hidden / kVec;
   const T* dout = static_cast<const T*>(params.dout) + chunk * kVec;
-  float total[kVec] = {};
+  double total[kVec] = {};
   for (int64_t base = begin; base < end; base += kGradThreads) {
     // A thread finds the share of one patch ...
     const int64_t i = base + thread_idx();
@@ -319,34 +320,40 @@ patch_embed_dtable_kernel(KEYE_PARAMS GradKernelParams kernel_params) {
     }
     syncthreads();
 
-    // ... then all go through the patches. Sums of sums, for accuracy.
+    // ... then all go through the patches.
     if (active) {
       const int count = static_cast<int>(min(int64_t{kGradThreads}, end - base));
-      float sum[kVec] = {};
+      for (int group = 0; group < count; group += kGradGroup) {
+        const int group_end = min(group + kGradGroup, count);
+        float sum[kVec] = {};
 #pragma unroll 4
-      for (int j = 0; j < count; j++) {
-        const GradEntry& entry = shared.entries[j];
-        float values[kVec];
-        load_vector(dout + entry.patch * params.hidden, values);
+        for (int j = group; j < group_end; j++) {
+          const GradEntry& entry = shared.entries[j];
+          float values[kVec];
+          load_vector(dout + entry.patch * params.hidden, values);
 #pragma unroll
-        for (int v = 0; v < kVec; v++) sum[v] += entry.share * values[v];
+          for (int v = 0; v < kVec; v++) sum[v] += entry.share * values[v];
+        }
+#pragma unroll
+        for (int v = 0; v < kVec; v++) total[v] += double{sum[v]};
       }
-#pragma unroll
-      for (int v = 0; v < kVec; v++) total[v] += sum[v];
     }
     syncthreads();
   }
 
   if (!active) return;
+  float rounded[kVec];
+#pragma unroll
+  for (int v = 0; v < kVec; v++) rounded[v] = static_cast<float>(total[v]);
   const int64_t place = table_row * params.hidden + chunk * kVec;
   if (params.partials == nullptr) {
-    store_vector(static_cast<T*>(params.dtable) + place, total);
+    store_vector(static_cast<T*>(params.dtable) + place, rounded);
     return;
   }
   float* partial = params.partials + part * params.side * params.side * params.hidden + place;
 #pragma unroll
   for (int v = 0; v < kVec; v += kVectorSize<float>) {
-    const float values[] = {total[v], total[v + 1], total[v + 2], total[v + 3]};
+    const float values[] = {rounded[v], rounded[v + 1], rounded[v + 2], rounded[v + 3]};
     store_vector(partial + v, values);
   }
 }
