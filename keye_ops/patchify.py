@@ -214,7 +214,7 @@ def patchify(
 
 # What a block of the CUDA kernel holds; see csrc/patchify/patchify_launch.cuh.
 _CUDA_MAX_SHRINK = 96
-_CUDA_MAX_PATCH = 36
+_CUDA_MAX_PATCH = 34
 
 
 def _unsupported(
