@@ -13,9 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import patchify_probe
 import rope_probe
 import selftest_kernels as kernels
 
+PROBES = {"rope": rope_probe, "patchify": patchify_probe}
 SHAPES = {
     "gemm_mma": [(70, 72, 104), (64, 128, 256)],
     "gemm_wgmma": [(70, 72, 392), (64, 8, 64)],
@@ -39,9 +41,9 @@ def schedules(executor: ModuleType) -> list[Any]:
 def run(kernel: str, folder: Path) -> list[dict[str, Any]]:
     """The findings of every case and schedule."""
     executor = kernels.load(folder)
-    if kernel == "rope":
-        executor.load_library(str(folder / "host_cuda_rope.so"))
-        makers = rope_probe.launches(executor)
+    if kernel in PROBES:
+        executor.load_library(str(folder / f"host_cuda_{kernel}.so"))
+        makers = PROBES[kernel].launches(executor)
     else:
         executor.load_library(str(folder / "host_cuda_selftest.so"))
         make = getattr(kernels, kernel)
