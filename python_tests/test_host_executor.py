@@ -170,6 +170,17 @@ def test_bytes_do_not_depend_on_the_schedule(executor, kernel):
     assert traffic == traffic[:1] * len(traffic)
 
 
+def test_sectors_are_those_of_a_warps_requests(executor):
+    rows, columns = 5, 132
+    schedule = executor.Schedule(counters=True)
+    report = assert_clean(make(executor, "row_sums", rows, columns), executor, schedule)
+    assert report.sectors["x"] == (rows * -(-columns // 8), 0)  # a row starts amid a sector
+    assert report.sectors["total"] == (0, 1)
+    plain = assert_clean(make(executor, "row_sums", rows, columns), executor, executor.Schedule())
+    assert plain.sectors == {}
+    assert plain.traffic == report.traffic
+
+
 def test_tensors_past_two_billion_elements_take_little_memory(executor):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     stride = 2**31 + 8  # elements: three rows are 16 GiB apart

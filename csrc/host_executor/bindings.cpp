@@ -87,10 +87,11 @@ py::dict counters_of(const Report& report) {
   return all;
 }
 
-py::dict traffic_of(const Report& report) {
+py::dict traffic_of(const Report& report, uint64_t Traffic::* loaded, uint64_t Traffic::* stored) {
   py::dict all;
   for (const auto& [name, traffic] : report.traffic) {
-    all[name.c_str()] = py::make_tuple(traffic.bytes_loaded, traffic.bytes_stored);
+    if (traffic.*loaded + traffic.*stored == 0) continue;
+    all[name.c_str()] = py::make_tuple(traffic.*loaded, traffic.*stored);
   }
   return all;
 }
@@ -135,7 +136,16 @@ PYBIND11_MODULE(_host_executor, m) {
   py::class_<Report>(m, "Report")
       .def_readonly("findings", &Report::findings)
       .def_property_readonly("counters", &counters_of)
-      .def_property_readonly("traffic", &traffic_of)
+      .def_property_readonly("traffic",
+                             [](const Report& report) {
+                               return traffic_of(report, &Traffic::bytes_loaded,
+                                                 &Traffic::bytes_stored);
+                             })
+      .def_property_readonly("sectors",
+                             [](const Report& report) {
+                               return traffic_of(report, &Traffic::sectors_loaded,
+                                                 &Traffic::sectors_stored);
+                             })
       .def_property_readonly("kinds",
                              [](const Report& report) {
                                std::vector<std::string> kinds;

@@ -106,6 +106,8 @@ struct Counters {
 
 struct Traffic {
   uint64_t bytes_loaded = 0, bytes_stored = 0;
+  // With counters: 32-byte sectors of the requests of warps, which are what a GPU moves.
+  uint64_t sectors_loaded = 0, sectors_stored = 0;
 };
 
 struct HOST_EXECUTOR_API Report {

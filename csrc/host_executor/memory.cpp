@@ -340,6 +340,8 @@ void Memory::add_traffic(Report& report) {
     Traffic& sum = report.traffic[region->name];
     sum.bytes_loaded += traffic.bytes_loaded;
     sum.bytes_stored += traffic.bytes_stored;
+    sum.sectors_loaded += traffic.sectors_loaded;
+    sum.sectors_stored += traffic.sectors_stored;
   }
 }
 
