@@ -571,7 +571,6 @@ PATCH_EMBED = _of(
     ),
 )
 
-FAULTS = [*GEMM_MMA, *GEMM_WGMMA, *CLUSTER_SUM, *ROW_SUMS, *ROPE, *PATCH_EMBED, *PATCHIFY]
 PATCHIFY = _of(
     "patchify",
     (
