@@ -10,6 +10,7 @@ SOURCES = {
     "gemm_wgmma": SELFTEST + "gemm_wgmma.cuh",
     "cluster_sum": SELFTEST + "cluster_sum.cuh",
     "row_sums": SELFTEST + "row_sums.cuh",
+    "linear_gelu": "linear_gelu/linear_gelu.cuh",
     "rope": "rope/rope.cuh",
     "patch_embed": "patch_embed/patch_embed.cuh",
     "patchify": "patchify/patchify.cuh",
@@ -621,4 +622,49 @@ PATCHIFY = _of(
      "column / side * 3 + 2 - channel", "wrong numbers"),
 )  # fmt: skip
 
-FAULTS = [*GEMM_MMA, *GEMM_WGMMA, *CLUSTER_SUM, *ROW_SUMS, *ROPE, *PATCH_EMBED, *PATCHIFY]
+LINEAR_GELU = _of(
+    "linear_gelu",
+    (
+        "load past the last vector",
+        "    if (vector >= num_vectors) continue;\n    hidden_chunks",
+        "    hidden_chunks",
+        "out_of_bounds",
+    ),
+    (
+        "store past the last vector",
+        "    if (vector >= num_vectors) continue;\n    float x",
+        "    float x",
+        "out_of_bounds",
+    ),
+    (
+        "blocks that overlap",
+        "block_idx() * kLinearGeluThreads * kLinearGeluVectors",
+        "block_idx() * kLinearGeluThreads * (kLinearGeluVectors - 1)",
+        "race",
+    ),
+    ("threads that share vectors", "+ thread_idx();\n\n", "+ thread_idx() / 2;\n\n", "race"),
+    ("the rest by every block", "block_idx() + 1 == grid_size() && ", "", "race"),
+    ("one value behind the rest", "rest < params.numel", "rest <= params.numel", "out_of_bounds"),
+    (
+        "rest not stored",
+        "    store_value(out + rest, x[0]);\n",
+        "",
+        "unwritten",
+    ),
+    (
+        "the rest of the gradient is of the hidden values",
+        "load_value(dout + rest)",
+        "load_value(hidden + rest)",
+        "wrong numbers",
+    ),
+    (
+        "16 bytes at an odd place",
+        "load_bytes<Chunk>(dout + vector * kVec)",
+        "load_bytes<Chunk>(dout + vector * kVec + 1)",
+        "misaligned",
+    ),
+)
+
+FAULTS = [
+    *GEMM_MMA, *GEMM_WGMMA, *CLUSTER_SUM, *ROW_SUMS, *ROPE, *PATCH_EMBED, *PATCHIFY, *LINEAR_GELU,
+]  # fmt: skip
