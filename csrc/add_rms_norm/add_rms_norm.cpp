@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor> add_rms_norm_backward(std::optional<Tensor> dsum, con
 
   const AddRmsNormBackend& backend = add_rms_norm_backend(device_of(sum));
   const int32_t partial_dtype =
-      backend.partials_are_fp64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+      backend.traits.partials_are_fp64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   params.num_partials = backend.num_partials(sum.numel() > 0 ? params.total : 0);
   Tensor dx = new_empty_like(sum);
   Tensor dweight_partial = new_empty(sum, {params.num_partials, params.hidden}, partial_dtype);

@@ -33,8 +33,7 @@ void backward(const AddRmsNormParams& params, Dtype dtype, int /*device_index*/)
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(keye_ops, CPU, m) {
-  add_rms_norm_backend(AddRmsNormDevice::kCpu) = {&forward, &backward, &num_partials,
-                                                  /*partials_are_fp64=*/true};
+  add_rms_norm_backend(AddRmsNormDevice::kCpu) = {&forward, &backward, &num_partials, kCpuTraits};
   m.impl("add_rms_norm", TORCH_BOX(&add_rms_norm));
   m.impl("add_rms_norm_backward", TORCH_BOX(&add_rms_norm_backward));
 }

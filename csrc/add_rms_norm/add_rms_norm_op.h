@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "add_rms_norm/add_rms_norm.h"
+#include "common/backend.h"
 #include "common/dtype.h"
 #include "common/export.h"
 
@@ -20,7 +21,7 @@ struct AddRmsNormBackend {
   void (*forward)(const AddRmsNormParams&, Dtype, int device_index);
   void (*backward)(const AddRmsNormParams&, Dtype, int device_index);
   int (*num_partials)(int64_t total);  // rows of the weight's partial gradient
-  bool partials_are_fp64;              // or fp32
+  BackendTraits traits;
 };
 
 // The entry of a device, which its library fills when it registers the ops below.

@@ -11,7 +11,6 @@
 namespace keye_ops {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "merge_norm";
@@ -25,6 +24,10 @@ void check_vector(const char* name, const Tensor& vector, const Tensor& x) {
   check_same(kOp, name, vector, "x", x);
   KEYE_CHECK(vector.is_contiguous(), kOp, ": ", name, " must be contiguous, got stride ",
              vector.stride(0));
+}
+
+MergeNormDevice device_of(const Tensor& tensor) {
+  return tensor.is_cpu() ? MergeNormDevice::kCpu : MergeNormDevice::kCuda;
 }
 
 // Checks all but the bias and the gradient, and describes the merge.
@@ -44,7 +47,8 @@ MergeNormParams merge_norm_params(const Tensor& x, const Tensor& weight, const T
              ": weight must be [", hidden, "] (norm, then merge) or [", square * hidden,
              "] (after), got ", shape_of(weight));
   check_vector("weight", weight, x);
-  check_grid(kOp, grid, image_offsets, x, total, side);
+  const bool check_values = merge_norm_backend(device_of(x)).traits.checks_values;
+  check_grid(kOp, grid, image_offsets, x, total, side, check_values);
 
   MergeNormParams params{};
   params.x = x.const_data_ptr();
@@ -60,10 +64,6 @@ MergeNormParams merge_norm_params(const Tensor& x, const Tensor& weight, const T
   params.block_order = block_order;
   params.norm_first = first;
   return params;
-}
-
-MergeNormDevice device_of(const Tensor& tensor) {
-  return tensor.is_cpu() ? MergeNormDevice::kCpu : MergeNormDevice::kCuda;
 }
 
 }  // namespace
@@ -86,7 +86,8 @@ Tensor merge_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, con
   params.bias = bias.const_data_ptr();
   params.out = out.mutable_data_ptr();
   if (x.numel() > 0) {
-    merge_norm_backend(device_of(x)).forward(params, x.scalar_type(), x.get_device_index());
+    const MergeNormBackend& backend = merge_norm_backend(device_of(x));
+    backend.forward(params, float_dtype_of(x.scalar_type()), x.get_device_index());
   }
   return out;
 }
@@ -107,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> merge_norm_backward(const Tensor& dout, const
 
   const MergeNormBackend& backend = merge_norm_backend(device_of(x));
   const int32_t partial_dtype =
-      x.is_cpu() ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+      backend.traits.partials_are_fp64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   params.num_partials = backend.num_partials(x.numel() > 0 ? tokens : 0);
   Tensor dx = new_empty_like(x);
   Tensor dweight_partial = new_empty(x, {params.num_partials, weight.size(0)}, partial_dtype);
@@ -117,7 +118,9 @@ std::tuple<Tensor, Tensor, Tensor> merge_norm_backward(const Tensor& dout, const
   params.dx = dx.mutable_data_ptr();
   params.dweight_partial = dweight_partial.mutable_data_ptr();
   params.dbias_partial = dbias_partial.mutable_data_ptr();
-  if (x.numel() > 0) backend.backward(params, x.scalar_type(), x.get_device_index());
+  if (x.numel() > 0) {
+    backend.backward(params, float_dtype_of(x.scalar_type()), x.get_device_index());
+  }
   return {dx, sum_of_rows(dweight_partial, x), sum_of_rows(dbias_partial, x)};
 }
 
