@@ -18,9 +18,8 @@ constexpr int64_t kGrainElements = 65536;  // less is not worth a thread
 void forward(const AddLayerNormParams& params, Dtype dtype, int /*device_index*/) {
   const auto rows = KEYE_SELECT_ISA(add_layer_norm_forward_rows);
   const int64_t grain = std::max<int64_t>(1, kGrainElements / params.hidden);
-  torch::stable::parallel_for(0, params.total, grain, [&](int64_t begin, int64_t end) {
-    rows(params, dtype, begin, end);
-  });
+  torch::stable::parallel_for(0, params.total, grain,
+                              [&](int64_t begin, int64_t end) { rows(params, dtype, begin, end); });
 }
 
 int num_partials(int64_t total) {
