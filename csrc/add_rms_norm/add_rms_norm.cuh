@@ -2,7 +2,7 @@
 #pragma once
 
 #include "add_rms_norm/add_rms_norm.h"
-#include "common/norm_row.cuh"
+#include "common/added_rows.cuh"
 
 namespace keye_ops {
 

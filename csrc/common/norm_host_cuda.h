@@ -77,6 +77,7 @@ inline NormPlan named_norm_plan(const host_executor::Arguments& arguments) {
   plan.num_chunks = static_cast<int>(arguments.integer("num_chunks"));
   plan.num_warps = static_cast<int>(arguments.integer("num_warps"));
   plan.num_teams = static_cast<int>(arguments.integer("num_teams"));
+  plan.all_teams = static_cast<int>(arguments.integer("all_teams"));
   plan.eps = static_cast<float>(arguments.number("eps"));
   return plan;
 }

@@ -48,6 +48,7 @@ NormLaunch norm_launch(const char* op, int64_t num_rows, int64_t width, int num_
   shape.num_threads = teams * launch.plan.num_warps * kWarpSize;
   const int64_t blocks = (num_rows + teams - 1) / teams;
   shape.num_blocks = num_partials > 0 ? num_partials : std::min(blocks, kNormMaxBlocks);
+  launch.plan.all_teams = static_cast<int>(shape.num_blocks) * teams;
   const int shelf_bytes = shape.num_threads * kNormChunks * kVectorBytes;
   shape.shared_bytes =
       num_partials > 0 ? kNormSumsBytes<T> + 2 * shelf_bytes : kNormScratchBytes + shelf_bytes;

@@ -30,20 +30,20 @@ struct NormPlan {
   int num_chunks;  // of a row
   int num_warps;   // of a team
   int num_teams;   // of a block
+  int all_teams;   // of all blocks
   float eps;
 };
 
-// Where a row lies. Chunks that are not one after another are the op's to find.
+// Where a row lies. Chunks of x, or of what is added to the residual, and of dx are the op's to
+// find: they may not come one after another.
 template <class T>
 struct NormRow {
   bool inside;        // else nothing of it is read, and zeros are written
-  const T* x;         // what is normalised, or what is added to the residual
   const T* residual;  // or null
   T* sum;             // of x and the residual
   T* out;             // in the forward
   const T* dout;      // in the backward
   const T* dsum;      // or null
-  T* dx;
 };
 
 // ---- teams ----
@@ -51,9 +51,9 @@ struct NormRow {
 struct NormTeam {
   int num_warps, num_threads;
   int thread;
-  int index;        // in the block
-  int first, step;  // rows
-  int flip;         // which scratch comes next
+  int index;  // in the block
+  int first;  // row
+  int flip;   // which scratch comes next, where one sum a row takes turns with itself
 };
 
 KEYE_DEVICE NormTeam make_team(const NormPlan& plan) {
@@ -63,20 +63,18 @@ KEYE_DEVICE NormTeam make_team(const NormPlan& plan) {
   team.index = warp_in_block() / plan.num_warps;
   team.thread = thread_idx() - team.index * team.num_threads;
   // Consecutive rows go to consecutive blocks, so that few rows keep all of them busy.
-  const int num_blocks = static_cast<int>(grid_size());
-  team.first = static_cast<int>(block_idx()) + team.index * num_blocks;
-  team.step = num_blocks * plan.num_teams;
+  team.first = static_cast<int>(block_idx() + team.index * grid_size());
   team.flip = 0;
   return team;
 }
 
 // Shared memory of team_sum.
-constexpr int kNormScratchBytes = 2 * 2 * kNormMaxWarps * static_cast<int>(sizeof(float));
+constexpr int kNormScratchBytes = 3 * 2 * kNormMaxWarps * static_cast<int>(sizeof(float));
 static_assert(kNormScratchBytes % kVectorBytes == 0, "chunks come behind it");
 
 // Sums over the team, in an order that only its size decides; the same bits in every thread.
 template <int kCount>
-KEYE_DEVICE void team_sum(NormTeam& team, float (&values)[kCount]) {
+KEYE_DEVICE void team_sum(const NormTeam& team, int scratch_idx, float (&values)[kCount]) {
 #pragma unroll
   for (int mask = kWarpSize / 2; mask > 0; mask /= 2) {
 #pragma unroll
@@ -84,10 +82,9 @@ KEYE_DEVICE void team_sum(NormTeam& team, float (&values)[kCount]) {
   }
   if (team.num_warps == 1) return;
 
-  // NOTE: one barrier a sum is enough, as two scratches take turns: who writes one again has passed
-  // the barrier that comes after all reads of it.
-  float* scratch = reinterpret_cast<float*>(shared_memory()) + team.flip * 2 * kNormMaxWarps;
-  team.flip ^= 1;
+  // NOTE: one barrier a sum is enough, as no scratch serves two sums in a row: who writes one again
+  // has passed the barrier that comes after all reads of it.
+  float* scratch = reinterpret_cast<float*>(shared_memory()) + scratch_idx * 2 * kNormMaxWarps;
   if (team.thread % kWarpSize == 0) {
 #pragma unroll
     for (int j = 0; j < kCount; j++) scratch[team.thread / kWarpSize * kCount + j] = values[j];
@@ -211,7 +208,7 @@ KEYE_DEVICE RowStatistics<float> row_statistics(NormTeam& team, const NormPlan& 
       sum[0] += mine ? part : 0.0f;
     });
     forget_unpacked(held);
-    team_sum(team, sum);
+    team_sum(team, 0, sum);
     guess = sum[0] / size;
   }
 
@@ -233,7 +230,8 @@ KEYE_DEVICE RowStatistics<float> row_statistics(NormTeam& team, const NormPlan& 
     }
   });
   forget_unpacked(held);
-  team_sum(team, sums);
+  if constexpr (kKind == NormKind::kRms) team.flip ^= 1;
+  team_sum(team, kKind == NormKind::kRms ? team.flip : 1, sums);
   if constexpr (kKind == NormKind::kLayer) {
     return statistics_from_sums(guess, sums[1], sums[0], size, plan.eps);
   } else {
@@ -243,7 +241,7 @@ KEYE_DEVICE RowStatistics<float> row_statistics(NormTeam& team, const NormPlan& 
 
 // ---- forward ----
 
-// Rows has at(index), and x_of(row, i, chunk): where a chunk of its x lies.
+// Rows has at(index), and x_of(row, chunk): where a chunk of its x lies.
 template <class T, NormKind kKind, int kChunks, class Rows>
 KEYE_DEVICE void norm_forward(const NormPlan& plan, const Rows& rows) {
   constexpr int kVec = kVectorSize<T>;
@@ -254,7 +252,7 @@ KEYE_DEVICE void norm_forward(const NormPlan& plan, const Rows& rows) {
   const LaneShelf<kChunks> residual(kNormScratchBytes, 0);
   const auto for_each = [&](const auto& f) { for_each_chunk<kChunks>(team, plan.num_chunks, f); };
 
-  for (int64_t index = team.first; index < plan.num_rows; index += team.step) {
+  for (int64_t index = team.first; index < plan.num_rows; index += plan.all_teams) {
     ptx::forget(team.thread);  // addresses are cheaper to compute for every row than to hold
     const auto row = rows.at(index);
     if (!row.inside) {
@@ -268,7 +266,7 @@ KEYE_DEVICE void norm_forward(const NormPlan& plan, const Rows& rows) {
     const bool adds = row.residual != nullptr;
     Chunk x[kHeld];
     if constexpr (kChunks > 0) {
-      for_each([&](int i, int chunk, bool) { x[i] = load_bytes<Chunk>(rows.x_of(row, i, chunk)); });
+      for_each([&](int i, int chunk, bool) { x[i] = load_bytes<Chunk>(rows.x_of(row, chunk)); });
       if (adds) {
         for_each([&](int i, int chunk, bool) {
           residual.fetch(i, row.residual + int64_t{chunk} * kVec);
@@ -279,19 +277,18 @@ KEYE_DEVICE void norm_forward(const NormPlan& plan, const Rows& rows) {
     if (adds) {
       for_each([&](int i, int chunk, bool mine) {
         const int64_t d = int64_t{chunk} * kVec;
-        x[i] = add_chunks<T>(held_or_loaded<kChunks>(x[i], rows.x_of(row, i, chunk)),
+        x[i] = add_chunks<T>(held_or_loaded<kChunks>(x[i], rows.x_of(row, chunk)),
                              residual.get(i, row.residual + d));
         if (mine) store_bytes(row.sum + d, x[i]);
       });
     }
 
     const auto chunk_at = [&](int i, int chunk) {
-      const T* x_or_sum = adds ? row.sum + int64_t{chunk} * kVec : rows.x_of(row, i, chunk);
+      const T* x_or_sum = adds ? row.sum + int64_t{chunk} * kVec : rows.x_of(row, chunk);
       return held_or_loaded<kChunks>(x[i], x_or_sum);
     };
     const auto statistics = row_statistics<T, kKind, kChunks>(team, plan, x, chunk_at);
 
-    // NOTE: all stores of a row come last, so that loads of weights need not wait for them.
     for_each([&](int i, int chunk, bool mine) {
       const int64_t d = int64_t{chunk} * kVec;
       float y[kVec], w[kVec], b[kVec] = {};
@@ -303,15 +300,8 @@ KEYE_DEVICE void norm_forward(const NormPlan& plan, const Rows& rows) {
         const float normed = normalised(y[v], statistics);
         y[v] = kKind == NormKind::kLayer ? multiply_add(normed, w[v], b[v]) : normed * w[v];
       }
-      x[i] = pack<T>(y);
-      if constexpr (kChunks > 0) sync_warp();  // a chunk at a time: registers are scarce
-      if (kChunks == 0 && mine) store_bytes(row.out + d, x[i]);
+      if (mine) store_bytes(row.out + d, pack<T>(y));
     });
-    if constexpr (kChunks > 0) {
-      for_each([&](int i, int chunk, bool mine) {
-        if (mine) store_bytes(row.out + int64_t{chunk} * kVec, x[i]);
-      });
-    }
   }
 }
 
@@ -371,7 +361,7 @@ KEYE_DEVICE void add_teams(const NormTeam& team, int num_teams, float* sums,
   }
 }
 
-// Rows has dx_of(row, i, chunk) as well.
+// Rows has dx_of(row, chunk) as well.
 template <class T, NormKind kKind, int kChunks, class Rows>
 KEYE_DEVICE void norm_backward(const NormPlan& plan, const Rows& rows) {
   constexpr int kVec = kVectorSize<T>;
@@ -395,12 +385,12 @@ KEYE_DEVICE void norm_backward(const NormPlan& plan, const Rows& rows) {
 
   const LaneShelf<kChunks> dy(kNormSumsBytes<T>, 0), dsum(kNormSumsBytes<T>, 1);
 
-  for (int64_t index = team.first; index < plan.num_rows; index += team.step) {
+  for (int64_t index = team.first; index < plan.num_rows; index += plan.all_teams) {
     ptx::forget(team.thread);  // addresses are cheaper to compute for every row than to hold
     const auto row = rows.at(index);
     if (!row.inside) {
       for_each([&](int i, int chunk, bool mine) {
-        if (mine) store_bytes(rows.dx_of(row, i, chunk), Chunk{});
+        if (mine) store_bytes(rows.dx_of(row, chunk), Chunk{});
       });
       continue;
     }
@@ -408,14 +398,14 @@ KEYE_DEVICE void norm_backward(const NormPlan& plan, const Rows& rows) {
     // Load all of it.
     Chunk x[kHeld];
     if constexpr (kChunks > 0) {
-      for_each([&](int i, int chunk, bool) { x[i] = load_bytes<Chunk>(rows.x_of(row, i, chunk)); });
+      for_each([&](int i, int chunk, bool) { x[i] = load_bytes<Chunk>(rows.x_of(row, chunk)); });
       for_each([&](int i, int chunk, bool) { dy.fetch(i, row.dout + int64_t{chunk} * kVec); });
       if (row.dsum != nullptr) {
         for_each([&](int i, int chunk, bool) { dsum.fetch(i, row.dsum + int64_t{chunk} * kVec); });
       }
     }
     const auto x_at = [&](int i, int chunk) {
-      return held_or_loaded<kChunks>(x[i], rows.x_of(row, i, chunk));
+      return held_or_loaded<kChunks>(x[i], rows.x_of(row, chunk));
     };
     const auto statistics = row_statistics<T, kKind, kChunks>(team, plan, x, x_at);
     dy.wait();
@@ -454,7 +444,7 @@ KEYE_DEVICE void norm_backward(const NormPlan& plan, const Rows& rows) {
       }
     });
     forget_unpacked(x);
-    team_sum(team, sums);
+    team_sum(team, 2, sums);
     const float correlation = sums[0] / size;
     const float mean = kLayer ? sums[kLayer ? 1 : 0] / size : 0.0f;
 
@@ -476,15 +466,8 @@ KEYE_DEVICE void norm_backward(const NormPlan& plan, const Rows& rows) {
 #pragma unroll
         for (int v = 0; v < kVec; v++) grad[v] += w[v];
       }
-      x[i] = pack<T>(grad);
-      if constexpr (kChunks > 0) sync_warp();
-      if (kChunks == 0 && mine) store_bytes(rows.dx_of(row, i, chunk), x[i]);
+      if (mine) store_bytes(rows.dx_of(row, chunk), pack<T>(grad));
     });
-    if constexpr (kChunks > 0) {
-      for_each([&](int i, int chunk, bool mine) {
-        if (mine) store_bytes(rows.dx_of(row, i, chunk), x[i]);
-      });
-    }
   }
 
   // One row of partial sums a block.
@@ -498,34 +481,5 @@ KEYE_DEVICE void norm_backward(const NormPlan& plan, const Rows& rows) {
     });
   }
 }
-
-// ---- rows of tensors, as add_layer_norm and add_rms_norm have them ----
-
-template <class T, class Params>
-struct AddedRows {
-  const Params& params;
-
-  KEYE_DEVICE NormRow<T> at(int64_t index) const {
-    const auto row = [&](const void* tensor, int64_t stride) {
-      return static_cast<const T*>(tensor) + index * stride;
-    };
-    NormRow<T> found{};
-    found.inside = true;
-    found.x = row(params.x, params.x_stride);
-    if (params.residual != nullptr) found.residual = row(params.residual, params.residual_stride);
-    found.sum = static_cast<T*>(params.sum) + index * params.hidden;
-    found.out = static_cast<T*>(params.normed) + index * params.hidden;
-    found.dout = row(params.dnormed, params.dnormed_stride);
-    if (params.dsum != nullptr) found.dsum = row(params.dsum, params.dsum_stride);
-    found.dx = static_cast<T*>(params.dx) + index * params.hidden;
-    return found;
-  }
-  KEYE_DEVICE const T* x_of(const NormRow<T>& row, int, int chunk) const {
-    return row.x + int64_t{chunk} * kVectorSize<T>;
-  }
-  KEYE_DEVICE T* dx_of(const NormRow<T>& row, int, int chunk) const {
-    return row.dx + int64_t{chunk} * kVectorSize<T>;
-  }
-};
 
 }  // namespace keye_ops

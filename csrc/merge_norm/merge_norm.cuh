@@ -11,7 +11,14 @@ namespace keye_ops {
 struct MergeNormKernelParams {
   MergeNormParams op;
   NormPlan plan;
+  int patch_chunks;                  // of a patch
+  float per_patch_chunks, per_side;  // reciprocals
 };
+
+// Of integers below 2**20, without a division.
+KEYE_DEVICE int quotient(int dividend, float per_divisor) {
+  return static_cast<int>((static_cast<float>(dividend) + 0.5f) * per_divisor);
+}
 
 // The last image that starts at a patch or before. Of offsets that are no sums nothing is promised,
 // but that it is an image. The lanes of a warp search together, 32 images a step.
@@ -61,38 +68,17 @@ KEYE_DEVICE bool find_square(const MergeNormParams& params, int64_t patch, Merge
 
 template <class T>
 struct MergedRow : NormRow<T> {
-  int row_step;  // patches between the rows of the square
+  int64_t patch;  // the first
+  int row_step;   // patches between the rows of the square
 };
 
-// Where a chunk of a row lies: in which patch of its square, and where in that.
-struct MergedPlace {
-  int row, column, chunk;
-};
-
-template <class T, int kChunks>
+template <class T>
 struct MergedRows {
-  static_assert(kNormMaxThreads * kNormChunks < 256 * 256, "a place in registers has 32 bits");
-
+  const MergeNormKernelParams& kernel_params;
   const MergeNormParams& params;
-  // The chunks that a thread holds come from the same places of every row: the bytes are column and
-  // row, above them is the chunk.
-  uint32_t places[num_held(kChunks)];
 
-  KEYE_DEVICE MergedRows(const MergeNormParams& params, const NormPlan& plan) : params(params) {
-    if constexpr (kChunks > 0) {
-      for_each_chunk<kChunks>(make_team(plan), plan.num_chunks, [&](int i, int chunk, bool) {
-        const MergedPlace place = find_place(chunk);
-        places[i] = static_cast<uint32_t>(place.chunk << 16 | place.row << 8 | place.column);
-      });
-    }
-  }
-
-  KEYE_DEVICE MergedPlace find_place(int chunk) const {
-    const int chunks = static_cast<int>(params.hidden) / kVectorSize<T>;
-    const int patch = params.norm_first ? 0 : chunk / chunks;
-    const int side = static_cast<int>(params.side);
-    return {patch / side, patch % side, chunk - patch * chunks};
-  }
+  KEYE_DEVICE explicit MergedRows(const MergeNormKernelParams& kernel_params)
+      : kernel_params(kernel_params), params(kernel_params.op) {}
 
   KEYE_DEVICE MergedRow<T> at(int64_t index) const {
     // A row is a token, or one of its patches.
@@ -115,45 +101,43 @@ struct MergedRows {
     MergedRow<T> row{};
     row.inside = inside;
     row.row_step = static_cast<int>(square.row_step);
-    row.x = static_cast<const T*>(params.x) + patch * params.x_stride;
+    row.patch = patch;
     const int64_t width = params.norm_first ? params.hidden : square_size * params.hidden;
     row.out = static_cast<T*>(params.out) + index * width;
     row.dout = static_cast<const T*>(params.dout) + token * params.dout_stride + k * params.hidden;
-    row.dx = static_cast<T*>(params.dx) + patch * params.hidden;
     return row;
   }
 
-  KEYE_DEVICE int64_t offset_of(const MergedRow<T>& row, int i, int chunk, int64_t stride) const {
-    MergedPlace place;
-    if constexpr (kChunks > 0) {
-      auto packed = static_cast<int>(places[i]);
-      ptx::forget(packed);  // offsets are cheaper to compute again than to hold
-      place = {packed >> 8 & 255, packed & 255, packed >> 16};
-    } else {
-      place = find_place(chunk);
+  // Of a chunk, in a tensor of patches.
+  KEYE_DEVICE int64_t offset_of(const MergedRow<T>& row, int chunk, int64_t stride) const {
+    int64_t patch = row.patch;
+    if (!params.norm_first) {
+      const int k = quotient(chunk, kernel_params.per_patch_chunks);
+      const int k_row = quotient(k, kernel_params.per_side);
+      patch += int64_t{k_row} * row.row_step + (k - k_row * static_cast<int>(params.side));
+      chunk -= k * kernel_params.patch_chunks;
     }
-    return (int64_t{place.row} * row.row_step + place.column) * stride +
-           int64_t{place.chunk} * kVectorSize<T>;
+    return patch * stride + int64_t{chunk} * kVectorSize<T>;
   }
-  KEYE_DEVICE const T* x_of(const MergedRow<T>& row, int i, int chunk) const {
-    return row.x + offset_of(row, i, chunk, params.x_stride);
+  KEYE_DEVICE const T* x_of(const MergedRow<T>& row, int chunk) const {
+    return static_cast<const T*>(params.x) + offset_of(row, chunk, params.x_stride);
   }
-  KEYE_DEVICE T* dx_of(const MergedRow<T>& row, int i, int chunk) const {
-    return row.dx + offset_of(row, i, chunk, params.hidden);
+  KEYE_DEVICE T* dx_of(const MergedRow<T>& row, int chunk) const {
+    return static_cast<T*>(params.dx) + offset_of(row, chunk, params.hidden);
   }
 };
 
 template <class T, int kChunks>
 KEYE_KERNEL(kNormMaxThreads, 2)
 merge_norm_forward_kernel(KEYE_PARAMS MergeNormKernelParams params) {
-  const MergedRows<T, kChunks> rows(params.op, params.plan);
+  const MergedRows<T> rows(params);
   norm_forward<T, NormKind::kLayer, kChunks>(params.plan, rows);
 }
 
 template <class T, int kChunks>
 KEYE_KERNEL(kNormMaxThreads, 1)
 merge_norm_backward_kernel(KEYE_PARAMS MergeNormKernelParams params) {
-  const MergedRows<T, kChunks> rows(params.op, params.plan);
+  const MergedRows<T> rows(params);
   norm_backward<T, NormKind::kLayer, kChunks>(params.plan, rows);
 }
 

@@ -73,6 +73,9 @@ const bool kRegistered =
       op.block_order = arguments.integer("block_order") != 0;
       op.norm_first = arguments.integer("norm_first") != 0;
       params.plan = named_norm_plan(arguments);
+      params.patch_chunks = static_cast<int>(arguments.integer("patch_chunks"));
+      params.per_patch_chunks = 1.0f / static_cast<float>(params.patch_chunks);
+      params.per_side = 1.0f / static_cast<float>(op.side);
       const bool backward = arguments.integer("backward") != 0;
       return bind_norm(arguments, params, [&](auto type, auto chunks) {
         using T = decltype(type);

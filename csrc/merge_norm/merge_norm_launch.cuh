@@ -21,12 +21,22 @@ NormLaunch merge_norm_plan(const MergeNormParams& params, int num_partials) {
 }
 
 template <class T>
+MergeNormKernelParams merge_norm_kernel_params(const MergeNormParams& params, const NormPlan& plan,
+                                               int device_index) {
+  MergeNormKernelParams kernel_params{params, plan};
+  kernel_params.op.error_word = error_word(device_index);
+  kernel_params.patch_chunks = static_cast<int>(params.hidden / kVectorSize<T>);
+  kernel_params.per_patch_chunks = 1.0f / static_cast<float>(kernel_params.patch_chunks);
+  kernel_params.per_side = 1.0f / static_cast<float>(params.side);
+  return kernel_params;
+}
+
+template <class T>
 void launch_merge_norm_forward(const MergeNormParams& params, int device_index) {
   NormLaunch norm = merge_norm_plan<T>(params, 0);
   check_norm_rows<T>("merge_norm", "bias", params.bias, 0);
   norm.plan.bias = params.bias;
-  MergeNormKernelParams kernel_params{params, norm.plan};
-  kernel_params.op.error_word = error_word(device_index);
+  const auto kernel_params = merge_norm_kernel_params<T>(params, norm.plan, device_index);
   launch_norm("merge_norm", &merge_norm_forward_kernel<T, kNormChunks>,
               &merge_norm_forward_kernel<T, 0>, norm, device_index, kernel_params);
 }
@@ -37,8 +47,7 @@ void launch_merge_norm_backward(const MergeNormParams& params, int device_index)
   check_norm_rows<T>("merge_norm", "dout", params.dout, params.dout_stride);
   norm.plan.dweight_partial = static_cast<float*>(params.dweight_partial);
   norm.plan.dbias_partial = static_cast<float*>(params.dbias_partial);
-  MergeNormKernelParams kernel_params{params, norm.plan};
-  kernel_params.op.error_word = error_word(device_index);
+  const auto kernel_params = merge_norm_kernel_params<T>(params, norm.plan, device_index);
   launch_norm("merge_norm", &merge_norm_backward_kernel<T, kNormChunks>,
               &merge_norm_backward_kernel<T, 0>, norm, device_index, kernel_params);
 }
