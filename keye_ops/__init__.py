@@ -9,6 +9,7 @@ from keye_ops.grid import PackedGrid
 from keye_ops.linear_gelu import linear_gelu
 from keye_ops.merge_norm import merge_norm
 from keye_ops.patch_embed import patch_embed
+from keye_ops.patchify import patchify
 from keye_ops.projector import projector
 from keye_ops.rope import rope, rope_, rope_2d, rope_2d_, rope_3d, rope_3d_
 from keye_ops.varlen_attention import varlen_attention
@@ -26,6 +27,7 @@ __all__ = [
     "linear_gelu",
     "merge_norm",
     "patch_embed",
+    "patchify",
     "projector",
     "rms_norm",
     "rope",

@@ -18,6 +18,7 @@ HELP = "Print every op, backend and architecture with its availability, and how 
 
 # The dispatcher's names, by public op.
 OPS = {
+    "patchify": "patchify",
     "patch_embed": "patch_embed",
     "rope_2d": "rope",
     "rope_2d_": "rope_",

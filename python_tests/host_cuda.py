@@ -23,7 +23,15 @@ from keye_ops import dispatch, extension
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "host_executor"
-OPS = ("add_layer_norm", "add_rms_norm", "check_errors", "merge_norm", "rope")
+OPS = (
+    "add_layer_norm",
+    "add_rms_norm",
+    "check_errors",
+    "merge_norm",
+    "patch_embed",
+    "patchify",
+    "rope",
+)
 SEED = int(os.environ.get("KEYE_OPS_HOST_CUDA_SEED", "0"))
 
 
