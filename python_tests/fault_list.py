@@ -475,12 +475,7 @@ ROPE = _of(
 
 PATCHIFY = _of(
     "patchify",
-    (
-        "weights not waited for",
-        "  syncthreads();\n  tile.first_byte",
-        "  tile.first_byte",
-        "race",
-    ),
+    ("windows not waited for", "  syncthreads();\n  for (int i", "  for (int i", "race"),
     (
         "rows not waited for",
         "      syncthreads();\n      filter_across",
@@ -519,8 +514,8 @@ PATCHIFY = _of(
      "end_frame = min(first_frame + params.frames_per_block + 1,", "race"),
     ("one tap too many", "y < min(end, first_row + num_rows)",
      "y <= min(end, first_row + num_rows - 1)", "wrong numbers, uninitialized"),
-    ("channels in the wrong order", "column / side * 3 + channel", "column / side * 3 + 2 - channel",
-     "wrong numbers"),
+    ("channels in the wrong order", "column / side * 3 + channel",
+     "column / side * 3 + 2 - channel", "wrong numbers"),
 )  # fmt: skip
 
 FAULTS = [*GEMM_MMA, *GEMM_WGMMA, *CLUSTER_SUM, *ROW_SUMS, *ROPE, *PATCHIFY]

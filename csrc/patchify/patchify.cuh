@@ -308,8 +308,8 @@ patchify_kernel(KEYE_PARAMS PatchifyKernelParams params) {
   PatchifyTile tile;
   tile.patch = int64_t{band} * grid_w + first_patch;
   tile.columns = min(params.span, grid_w - first_patch) * side;
+  // NOTE: the windows are there for all; the barrier of the first chunk is that of the weights.
   make_weights(params, shared, first_patch * side, tile.columns, band * side);
-  syncthreads();
   tile.first_byte = shared.across[0].first * 3;
   tile.first_row = shared.down[0].first;
   tile.end_row = shared.down[side - 1].first + shared.down[side - 1].count;
