@@ -2,6 +2,7 @@
 
 from keye_ops._version import __version__
 from keye_ops.add_layer_norm import add_layer_norm, layer_norm
+from keye_ops.add_rms_norm import add_rms_norm, rms_norm
 from keye_ops.check_errors import check_errors
 from keye_ops.dispatch import Dispatch, backend, last_dispatch
 from keye_ops.grid import PackedGrid
@@ -18,6 +19,7 @@ __all__ = [
     "PackedGrid",
     "__version__",
     "add_layer_norm",
+    "add_rms_norm",
     "backend",
     "check_errors",
     "last_dispatch",
@@ -27,6 +29,7 @@ __all__ = [
     "patch_embed",
     "patchify",
     "projector",
+    "rms_norm",
     "rope",
     "rope_",
     "rope_2d",

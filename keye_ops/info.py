@@ -27,6 +27,8 @@ OPS = {
     "varlen_attention": "varlen_attention",
     "add_layer_norm": "add_layer_norm",
     "layer_norm": "add_layer_norm",
+    "add_rms_norm": "add_rms_norm",
+    "rms_norm": "add_rms_norm",
     "merge_norm": "merge_norm",
     "linear_gelu": "linear_gelu",
 }

@@ -13,11 +13,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import patch_embed_probe
 import patchify_probe
 import rope_probe
 import selftest_kernels as kernels
 
-PROBES = {"rope": rope_probe, "patchify": patchify_probe}
+PROBES = {
+    "patch_embed": patch_embed_probe,
+    "patchify": patchify_probe,
+    "rope": rope_probe,
+}
 SHAPES = {
     "gemm_mma": [(70, 72, 104), (64, 128, 256)],
     "gemm_wgmma": [(70, 72, 392), (64, 8, 64)],
@@ -52,7 +57,8 @@ def run(kernel: str, folder: Path) -> list[dict[str, Any]]:
     for maker in makers:
         for schedule in schedules(executor):
             report, right = maker().run(executor, schedule)
-            runs.append({"findings": findings_of(report), "right": right})
+            findings = findings_of(report)
+            runs.append({"findings": findings, "right": right, "traffic": report.traffic})
     return runs
 
 
