@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- bench:cpu begin -->", "<!-- bench:cpu end -->"
 # The order of the model.
 OPS = (
+    "patchify",
     "patch_embed",
     "rope",
     "varlen_attention",

@@ -573,12 +573,7 @@ PATCH_EMBED = _of(
 
 PATCHIFY = _of(
     "patchify",
-    (
-        "weights not waited for",
-        "  syncthreads();\n  tile.first_byte",
-        "  tile.first_byte",
-        "race",
-    ),
+    ("windows not waited for", "  syncthreads();\n  for (int i", "  for (int i", "race"),
     (
         "rows not waited for",
         "      syncthreads();\n      filter_across",
