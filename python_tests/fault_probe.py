@@ -13,19 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-<<<<<<< HEAD
 import patch_embed_probe
-import rope_probe
-import selftest_kernels as kernels
-
-PROBES = {"patch_embed": patch_embed_probe, "rope": rope_probe}
-=======
 import patchify_probe
 import rope_probe
 import selftest_kernels as kernels
 
-PROBES = {"rope": rope_probe, "patchify": patchify_probe}
->>>>>>> w-patchify
+PROBES = {"patch_embed": patch_embed_probe, "patchify": patchify_probe, "rope": rope_probe}
 SHAPES = {
     "gemm_mma": [(70, 72, 104), (64, 128, 256)],
     "gemm_wgmma": [(70, 72, 392), (64, 8, 64)],
