@@ -12,6 +12,7 @@ SOURCES = {
     "row_sums": SELFTEST + "row_sums.cuh",
     "rope": "rope/rope.cuh",
     "patch_embed": "patch_embed/patch_embed.cuh",
+    "patchify": "patchify/patchify.cuh",
 }
 
 
@@ -570,4 +571,54 @@ PATCH_EMBED = _of(
     ),
 )
 
-FAULTS = [*GEMM_MMA, *GEMM_WGMMA, *CLUSTER_SUM, *ROW_SUMS, *ROPE, *PATCH_EMBED]
+PATCHIFY = _of(
+    "patchify",
+    (
+        "weights not waited for",
+        "  syncthreads();\n  tile.first_byte",
+        "  tile.first_byte",
+        "race",
+    ),
+    (
+        "rows not waited for",
+        "      syncthreads();\n      filter_across",
+        "      filter_across",
+        "race",
+    ),
+    (
+        "columns not waited for",
+        "      syncthreads();\n      filter_down",
+        "      filter_down",
+        "race",
+    ),
+    (
+        "patches not waited for",
+        "    syncthreads();\n    const int patch_bytes",
+        "    const int patch_bytes",
+        "race, uninitialized",
+    ),
+    ("16 bytes past a row", "at + kVectorBytes <= end", "at < end", "out_of_bounds"),
+    ("16 bytes before a row", "if (at >= begin && ", "if (", "out_of_bounds"),
+    (
+        "32-bit offset",
+        "frame_idx * patchify.stride_frame",
+        "int(frame_idx) * int(patchify.stride_frame)",
+        "out_of_bounds",
+    ),
+    (
+        "a group not filled up",
+        "num_groups * kPatchifyGroup, shared.source",
+        "num_rows, shared.source",
+        "uninitialized",
+    ),
+    ("one word not stored", "i < tile.columns / side * patch_bytes;",
+     "i < tile.columns / side * patch_bytes - 4;", "unwritten"),
+    ("one frame too many", "end_frame = min(first_frame + params.frames_per_block,",
+     "end_frame = min(first_frame + params.frames_per_block + 1,", "race"),
+    ("one tap too many", "y < min(end, first_row + num_rows)",
+     "y <= min(end, first_row + num_rows - 1)", "wrong numbers, uninitialized"),
+    ("channels in the wrong order", "column / side * 3 + channel",
+     "column / side * 3 + 2 - channel", "wrong numbers"),
+)  # fmt: skip
+
+FAULTS = [*GEMM_MMA, *GEMM_WGMMA, *CLUSTER_SUM, *ROW_SUMS, *ROPE, *PATCH_EMBED, *PATCHIFY]

@@ -18,7 +18,11 @@ import patchify_probe
 import rope_probe
 import selftest_kernels as kernels
 
-PROBES = {"patch_embed": patch_embed_probe, "patchify": patchify_probe, "rope": rope_probe}
+PROBES = {
+    "patch_embed": patch_embed_probe,
+    "patchify": patchify_probe,
+    "rope": rope_probe,
+}
 SHAPES = {
     "gemm_mma": [(70, 72, 104), (64, 128, 256)],
     "gemm_wgmma": [(70, 72, 392), (64, 8, 64)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -82,9 +83,27 @@ class Patchify:
         }  # fmt: skip
         arguments = {
             "outputs": {"out": self.out}, "addresses": {"frames": address}, "numbers": numbers,
-            "grid": [blocks], "block": [256], "shared_bytes": 96 * 1024,
+            "grid": [blocks], "block": [256], "shared_bytes": self._shared_bytes(),
         }  # fmt: skip
         return Launch("patchify", arguments, self.is_right, self.executor.free_all)
+
+    def _shared_bytes(self) -> int:
+        """What the kernel's pieces of shared memory take, each a multiple of 64 bytes."""
+        case, side = self.case, self.case.patch_size
+        columns, size = case.span * side, 4 if case.is_float else 1
+        scale = [source / new for source, new in zip(case.source, self.size, strict=True)]
+        support = [(2 if case.bicubic else 1) * max(one, 1.0) for one in scale]
+        down, across = (2 * math.ceil(one) + 1 for one in support)
+        pixels = int((columns - 1) * scale[1]) + across + 1
+        pitch = round_up(3 * pixels + 31, 16)
+        pieces = (
+            *(16 * columns, 16 * side, 8 * (columns + side)),  # windows and sums
+            *(4 * round_up(across, 4) * columns, 4 * down * side),  # weights
+            case.chunk_rows * pitch,
+            case.chunk_rows * 3 * columns * size,
+            3 * columns * side,
+        )
+        return sum(round_up(piece, 64) for piece in pieces)
 
     def _frames(self, stride_frame: int, stride_row: int) -> int:
         """Frames in guarded memory, of which only the pixels may be read."""
@@ -116,6 +135,11 @@ class Patchify:
         cut = np.clip(x, 0, 255).reshape(case.frames, rows, p, columns, p, 3)
         want = cut.transpose(0, 1, 3, 5, 2, 4).reshape(self.out.shape)
         return bool((np.abs(self.out - want) <= (0.5 + 1e-4 if case.is_float else 0)).all())
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-value // multiple) * multiple
 
 
 def weights_of(source: int, size: int, bicubic: bool) -> np.ndarray:
