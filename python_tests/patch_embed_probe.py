@@ -417,7 +417,9 @@ def dtable(executor: ModuleType, case: TableCase) -> Launch:
         flat = want.reshape(count, case.hidden)
         if not case.parts:
             return is_close(out, flat, dtype, 8 * scale)
-        evenly = case.total < 100 or (partials != 0).any((1, 2)).all()  # every part has its share
+        evenly = case.total < 100 or bool(
+            (partials != 0).any((1, 2)).all()
+        )  # every part has its share
         return evenly and is_close(partials.sum(0), flat, FLOAT, 8 * scale)
 
     return Launch("patch_embed_dtable", arguments, is_right, executor.free_all)
