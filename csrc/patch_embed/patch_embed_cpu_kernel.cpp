@@ -24,14 +24,14 @@ void bytes_to_rows(const PixelRowsParams& params, int64_t begin, int64_t end) {
         static_cast<const uint8_t*>(params.pixels) + patch * params.pixel_stride;
     T* row = static_cast<T*>(params.rows) + patch * params.inner;
     for (int64_t channel = 0; channel < params.channels; channel++) {
-      const float mean = params.mean[channel], std = params.std[channel];
+      const ByteScale& by = params.by[channel];
       int64_t i = 0;
       if constexpr (!std::is_same_v<T, double>) {
         for (; i + kSimdWidth <= area; i += kSimdWidth) {
-          store_vector(row + i, (floats_of(pixels + i) / 255.0f - mean) / std);
+          store_vector(row + i, normalised_byte(floats_of(pixels + i), by));
         }
       }
-      for (; i < area; i++) store(row + i, (static_cast<float>(pixels[i]) / 255.0f - mean) / std);
+      for (; i < area; i++) store(row + i, normalised_byte(static_cast<float>(pixels[i]), by));
       pixels += area, row += area;
     }
   }
