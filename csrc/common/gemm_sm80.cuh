@@ -2,6 +2,7 @@
 // multiprocessor, so that one's epilogue runs beside the other's products.
 #pragma once
 
+#include "common/gemm_element.h"
 #include "common/gemm_launch.cuh"
 
 // NOTE: visitors.hpp needs what the other one includes.
@@ -14,13 +15,11 @@ namespace keye_ops {
 using Sm80Tile = cutlass::gemm::GemmShape<128, 128, 32>;
 using Sm80Warp = cutlass::gemm::GemmShape<64, 64, 32>;
 constexpr int kSm80Stages = 4;
-constexpr int kSm80Threads = 128;
-constexpr int kSm80Alignment = 8;  // elements in 16 bytes
 
 // Which elements of the tile a thread holds in the epilogue: 16 bytes of a row at a time.
 using Sm80ThreadMap =
     cutlass::epilogue::threadblock::OutputTileThreadLayout<Sm80Tile, Sm80Warp, GemmElement,
-                                                           kSm80Alignment, /*Stages=*/1>;
+                                                           kGemmAlignment, /*Stages=*/1>;
 
 using Sm80Rows = cute::Stride<int64_t, cute::Int<1>, cute::Int<0>>;  // of out
 
@@ -34,9 +33,9 @@ struct Sm80Gemm {
   using RowMajor = cutlass::layout::RowMajor;
   using Callbacks = cutlass::epilogue::threadblock::Sm80EVT<Sm80Store, Values>;
   using Kernel = typename cutlass::gemm::kernel::DefaultGemmWithVisitor<
-      GemmElement, RowMajor, cutlass::ComplexTransform::kNone, kSm80Alignment, GemmElement,
-      cutlass::layout::ColumnMajor, cutlass::ComplexTransform::kNone, kSm80Alignment, GemmElement,
-      RowMajor, kSm80Alignment, float, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
+      GemmElement, RowMajor, cutlass::ComplexTransform::kNone, kGemmAlignment, GemmElement,
+      cutlass::layout::ColumnMajor, cutlass::ComplexTransform::kNone, kGemmAlignment, GemmElement,
+      RowMajor, kGemmAlignment, float, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
       Sm80Tile, Sm80Warp, cutlass::gemm::GemmShape<16, 8, 16>, Callbacks,
       cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<8>, kSm80Stages,
       cutlass::arch::OpMultiplyAdd, /*EpilogueStages=*/1>::GemmKernel;
