@@ -10,7 +10,7 @@ import numpy as np
 from selftest_kernels import ERROR_WORD, Launch, from_bf16, to_bf16
 
 TILE = 128  # rows and columns
-OFFSETS, POSITIONS = 7, 8  # codes of errors
+POSITIONS = 8  # the code of the error
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,14 @@ class Case:
 
 
 CASES = [
-    Case(),
-    Case(hidden=128, sizes=((8, 16),), align_corners=True),
-    Case(hidden=8, sizes=((1, 3),), side=1, has_bias=False),
-    Case(hostile=True),
+    Case(kind, **options)
+    for kind in ("sm80", "sm90")
+    for options in (
+        {},
+        {"hidden": 128, "sizes": ((8, 16),), "align_corners": True},
+        {"hidden": 8, "sizes": ((1, 3),), "side": 1, "has_bias": False},
+        {"hostile": True},
+    )
 ]
 
 
@@ -75,7 +79,9 @@ class Epilogue:
             "addresses": {}, "numbers": numbers, "grid": [tiles], "block": [128],
             "shared_bytes": 32 * TILE,
         }  # fmt: skip
-        return Launch(f"patch_embed_{case.kind}_epilogue", arguments, self.is_right, free(self))
+        return Launch(
+            f"patch_embed_{case.kind}_epilogue", arguments, self.is_right, self.executor.free_all
+        )
 
     def is_right(self) -> bool:
         """Whether the tokens are those of the formula, up to rounding, and the report is right."""
@@ -105,11 +111,6 @@ class Epilogue:
             place = max((index + 0.5) * self.case.side / size - 0.5, 0)
         low = min(int(place), last)
         return low, min(low + 1, last), place - low
-
-
-def free(epilogue: Epilogue) -> Any:
-    """What frees the arguments of a launch."""
-    return epilogue.executor.free_all
 
 
 def launches(executor: ModuleType) -> list[Any]:

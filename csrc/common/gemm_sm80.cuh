@@ -2,30 +2,15 @@
 // multiprocessor, so that one's epilogue runs beside the other's products.
 #pragma once
 
-#include "common/gemm_element.h"
 #include "common/gemm_launch.cuh"
-
-// NOTE: visitors.hpp needs what the other one includes.
+// NOTE: this one needs what launchers include.
 #include <cutlass/gemm/kernel/default_gemm_universal_with_visitor.h>
 
-#include <cutlass/epilogue/threadblock/fusion/visitors.hpp>
+#include "common/gemm_sm80_epilogue.cuh"
 
 namespace keye_ops {
 
-using Sm80Tile = cutlass::gemm::GemmShape<128, 128, 32>;
-using Sm80Warp = cutlass::gemm::GemmShape<64, 64, 32>;
 constexpr int kSm80Stages = 4;
-
-// Which elements of the tile a thread holds in the epilogue: 16 bytes of a row at a time.
-using Sm80ThreadMap =
-    cutlass::epilogue::threadblock::OutputTileThreadLayout<Sm80Tile, Sm80Warp, GemmElement,
-                                                           kGemmAlignment, /*Stages=*/1>;
-
-using Sm80Rows = cute::Stride<int64_t, cute::Int<1>, cute::Int<0>>;  // of out
-
-// out, rounded once.
-using Sm80Store = cutlass::epilogue::threadblock::VisitorAuxStore<
-    Sm80ThreadMap, GemmElement, cutlass::FloatRoundStyle::round_to_nearest, Sm80Rows>;
 
 // Values is a tree that computes a fragment of out.
 template <class Values>

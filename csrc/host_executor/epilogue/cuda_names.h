@@ -7,3 +7,5 @@ extern const uint3 threadIdx, blockIdx;
 extern const dim3 blockDim, gridDim;
 void __syncthreads();
 void __threadfence();
+void __syncwarp(unsigned mask = 0xffffffffu);
+int __syncthreads_and(int predicate);

@@ -3,19 +3,13 @@
 #include "host_executor/epilogue/cuda_names.h"
 // NOTE: CUTLASS's headers come behind the names.
 #include "common/gemm_sm90_epilogue.cuh"
-#include "host_executor/kernels.h"
+#include "host_executor/epilogue/patch_embed_epilogue.h"
 #include "patch_embed/patch_embed_sm90.cuh"
 
 namespace keye_ops {
 namespace {
 
 using namespace cute;
-
-struct EpilogueTestParams {
-  PatchEmbedParams patches;
-  const float* products;  // [total, hidden]
-  BFloat16* out;          // [total, hidden]
-};
 
 using Node = PatchEmbedSm90Values<Sm90Tile, GemmElement>;
 using Collective = Sm90Epilogue<Node>;
@@ -88,27 +82,8 @@ void patch_embed_sm90_epilogue_kernel(const EpilogueTestParams params) {
   }
 }
 
-const bool kRegistered = host_executor::register_kernel(
-    "patch_embed_sm90_epilogue", [](const host_executor::Arguments& arguments) {
-      EpilogueTestParams params{};
-      PatchEmbedParams& patches = params.patches;
-      patches.bias = arguments.array_if_any<void>("bias");
-      patches.table = arguments.array<void>("table");
-      patches.grid = arguments.array<int32_t>("grid");
-      patches.image_offsets = arguments.array<int32_t>("image_offsets");
-      patches.position_ids = arguments.array<void>("position_ids");
-      patches.error_word = arguments.array<ErrorWord>("error_word");
-      patches.position_stride = 2;
-      patches.axis_stride = 1;
-      patches.total = arguments.integer("total");
-      patches.hidden = arguments.integer("hidden");
-      patches.num_images = arguments.integer("num_images");
-      patches.side = arguments.integer("side");
-      patches.align_corners = arguments.integer("align_corners") != 0;
-      params.products = arguments.array<float>("products");
-      params.out = arguments.array<BFloat16>("out");
-      return host_executor::bind_kernel(&patch_embed_sm90_epilogue_kernel, params);
-    });
+const bool kRegistered =
+    register_epilogue_test("patch_embed_sm90_epilogue", &patch_embed_sm90_epilogue_kernel);
 
 }  // namespace
 }  // namespace keye_ops
