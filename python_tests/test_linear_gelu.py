@@ -1,6 +1,7 @@
 """linear_gelu against the error function and tanh in fp64; gradients; wrong input."""
 
 import math
+
 import pytest
 import torch
 import torch.nn.functional as F
