@@ -651,7 +651,7 @@ PATCH_EMBED_EPILOGUE = _of(
     ("trade of the other half", "upper ? low : high, step", "upper ? high : low, step",
      "wrong numbers"),
     ("taps of the row above", "half == 0 ? upper_row : lower_row", "upper_row", "wrong numbers"),
-    ("columns of another lane", "kTableVector * (lane % 4)", "kTableVector * (lane % 2)",
+    ("columns of another lane", "(lane % 4), positions", "(lane % 2), positions",
      "wrong numbers"),
     ("a bad row takes from the table", "if (!found.good) taps.rows[0] = -1;", "", "wrong numbers"),
 )  # fmt: skip
