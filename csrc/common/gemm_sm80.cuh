@@ -1,5 +1,5 @@
-// A bf16 GEMM for every GPU from sm_80 on around any epilogue: cp.async and mma.sync; two blocks a
-// multiprocessor, so that one's epilogue runs beside the other's products.
+// A bf16 GEMM for every GPU from sm_80 on around any epilogue: cp.async and mma.sync; where shared
+// memory allows two blocks a multiprocessor, one's epilogue runs beside the other's products.
 #pragma once
 
 #include "common/gemm_launch.cuh"
