@@ -10,6 +10,9 @@ Environment:
     KEYE_OPS_CUDA_ARCHS    for example "80;90a" (default: all of 80;86;89;90a;100a;120a that this
                            nvcc knows, and PTX)
     CUDA_HOME, CXX, MAX_JOBS
+
+GEMMs with fused epilogues are built where CUTLASS's headers are in reach: those of the PyPI package
+nvidia-cutlass (``pip install --no-deps nvidia-cutlass==4.2.0.0``: its requirements are not ours).
 """
 
 from __future__ import annotations
@@ -92,6 +95,21 @@ def torch_version(torch: Path) -> str:
     return found[1] if found else "unknown"
 
 
+def find_cutlass() -> tuple[Path | None, str]:
+    """CUTLASS's include folder, or None, and what ``keye-ops info`` says of it."""
+    package = find_package("cutlass_library")
+    include = package / "source" / "include" if package else None
+    if include is None or not (include / "cutlass" / "version.h").is_file():
+        return None, "torch's: built without CUTLASS (package nvidia-cutlass)"
+    text = (include / "cutlass" / "version.h").read_text()
+    parts = [re.search(rf"CUTLASS_{name} (\d+)", text) for name in ("MAJOR", "MINOR", "PATCH")]
+    version = tuple(int(part[1]) if part else 0 for part in parts)
+    if version < (4, 2):
+        found = ".".join(map(str, version))
+        return None, f"torch's: CUTLASS must be 4.2 or later, found {found}"
+    return include, f"fused, by CUTLASS {'.'.join(map(str, version))}"
+
+
 def cuda_archs(nvcc: str) -> list[str]:
     """Architectures to compile for: the wanted ones that this nvcc knows."""
     wanted = os.environ.get("KEYE_OPS_CUDA_ARCHS", "")
@@ -150,12 +168,15 @@ class CMakeBuild(build_ext):
         if NVCC is not None:
             archs = cuda_archs(NVCC)
             extra["cuda_archs"] = archs
+            cutlass, extra["gemms"] = find_cutlass()
+            say(f"GEMMs are {extra['gemms']}")
             # Code for every architecture, and PTX of the last plain one for GPUs to come.
             plain = [arch for arch in archs if arch.isdigit()]
             codes = [f"{arch}-real" for arch in archs] + [f"{arch}-virtual" for arch in plain[-1:]]
             arguments += [
                 f"-DCMAKE_CUDA_COMPILER={NVCC}",
                 f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(codes)}",
+                f"-DKEYE_CUTLASS_INCLUDE={cutlass or ''}",
             ]
         members = json.dumps(extra)[1:-1]
         arguments.append(f"-DKEYE_BUILD_INFO_EXTRA=, {members}")

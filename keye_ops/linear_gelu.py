@@ -22,18 +22,27 @@ def linear_gelu_reference(
     return F.gelu(F.linear(x, weight, bias), approximate=approximate)
 
 
+def linear_gelu_forward_reference(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, approximate: str = "none"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The result and what its gradient needs: x @ weight.T + bias."""
+    _check_linear_gelu(x, weight, bias, approximate)
+    hidden = F.linear(x, weight, bias)
+    return F.gelu(hidden, approximate=approximate), hidden
+
+
 def linear_gelu_backward_reference(
     dout: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
-    bias: torch.Tensor,
+    hidden: torch.Tensor,
     approximate: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of :func:`linear_gelu_reference` with respect to x, weight and bias."""
-    _check_linear_gelu(x, weight, bias, approximate)
-    check_shape("linear_gelu", "dout", dout, (x.shape[0], weight.shape[0]))
-    check_same("linear_gelu", "dout", dout, "x", x)
-    hidden = F.linear(x, weight, bias)
+    _check_product(x, weight, approximate)
+    for name, tensor in (("hidden", hidden), ("dout", dout)):
+        check_shape("linear_gelu", name, tensor, (x.shape[0], weight.shape[0]))
+        check_same("linear_gelu", name, tensor, "x", x)
     dhidden = torch.ops.aten.gelu_backward(dout, hidden, approximate=approximate)
     dx, dweight = dhidden @ weight, dhidden.T @ x
     return dx.contiguous(), dweight.contiguous(), dhidden.sum(0)
@@ -42,13 +51,17 @@ def linear_gelu_backward_reference(
 def _check_linear_gelu(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, approximate: str
 ) -> None:
+    _check_product(x, weight, approximate)
+    check_shape("linear_gelu", "bias", bias, (weight.shape[0],))
+    check_same("linear_gelu", "bias", bias, "x", x)
+
+
+def _check_product(x: torch.Tensor, weight: torch.Tensor, approximate: str) -> None:
     op = "linear_gelu"
     check_floating(op, "x", x)
     check_shape(op, "x", x, ("M", "K"))
     check_shape(op, "weight", weight, ("N", x.shape[1]))
     check_same(op, "weight", weight, "x", x)
-    check_shape(op, "bias", bias, (weight.shape[0],))
-    check_same(op, "bias", bias, "x", x)
     good = approximate in ("none", "tanh")
     check(good, op, 'approximate must be "none" or "tanh"', approximate)
 
@@ -61,8 +74,13 @@ define(
     linear_gelu_reference,
 )
 define(
+    "linear_gelu_forward",
+    '(Tensor x, Tensor weight, Tensor bias, str approximate="none") -> (Tensor, Tensor)',
+    linear_gelu_forward_reference,
+)
+define(
     "linear_gelu_backward",
-    "(Tensor dout, Tensor x, Tensor weight, Tensor bias, str approximate) "
+    "(Tensor dout, Tensor x, Tensor weight, Tensor hidden, str approximate) "
     "-> (Tensor, Tensor, Tensor)",
     linear_gelu_backward_reference,
 )
@@ -75,11 +93,23 @@ def _(
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
+@torch.library.register_fake("keye_ops::linear_gelu_forward")
+def _(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, approximate: str = "none"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (x.shape[0], weight.shape[0])
+    return x.new_empty(shape), x.new_empty(shape)
+
+
 @torch.library.register_fake("keye_ops::linear_gelu_backward")
 def _(
-    dout: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, approximate: str
+    dout: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    hidden: torch.Tensor,
+    approximate: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -88,11 +118,29 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 
 def _backward(ctx: Any, dout: torch.Tensor) -> tuple[Any, ...]:
-    op = torch.ops.keye_ops.linear_gelu_backward
-    return *op(dout.contiguous(), *ctx.saved_tensors, ctx.approximate), None
+    x, weight, bias = ctx.saved_tensors
+    return _gradients(dout, x, weight, F.linear(x, weight, bias), ctx.approximate)
+
+
+def _setup_forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    x, weight, _, ctx.approximate = inputs
+    hidden = output[1]
+    ctx.mark_non_differentiable(hidden)
+    ctx.save_for_backward(x, weight, hidden)
+
+
+def _backward_of_forward(ctx: Any, dout: torch.Tensor, _: Any) -> tuple[Any, ...]:
+    return _gradients(dout, *ctx.saved_tensors, ctx.approximate)
+
+
+def _gradients(dout: torch.Tensor, *args: Any) -> tuple[Any, ...]:
+    return *torch.ops.keye_ops.linear_gelu_backward(dout.contiguous(), *args), None
 
 
 torch.library.register_autograd("keye_ops::linear_gelu", _backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    "keye_ops::linear_gelu_forward", _backward_of_forward, setup_context=_setup_forward_context
+)
 
 
 # ---- public ----
@@ -127,6 +175,15 @@ def linear_gelu(
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         x, weight, bias = (_as_autocast(t) for t in (x, weight, bias))
     args = (x, weight, bias, approximate)
-    if dispatch.use_native("linear_gelu", x):
-        return dispatch.call(torch.ops.keye_ops.linear_gelu.default, args)
-    return linear_gelu_reference(*args)
+    if not dispatch.use_native("linear_gelu", x, _unsupported(x)):
+        return linear_gelu_reference(*args)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in args[:3]):
+        # Keeps the hidden values for the gradient, which would need a matrix product more.
+        return torch.ops.keye_ops.linear_gelu_forward(*args)[0]
+    return dispatch.call(torch.ops.keye_ops.linear_gelu.default, args)
+
+
+def _unsupported(x: torch.Tensor) -> str | None:
+    """Why the native kernel does not take the arguments, or None if it does."""
+    fp64_on_cuda = x.dtype == torch.float64 and dispatch.kernel_device(x) == "cuda"
+    return "it takes fp32, fp16 and bf16 on CUDA" if fp64_on_cuda else None

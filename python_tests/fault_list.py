@@ -10,8 +10,10 @@ SOURCES = {
     "gemm_wgmma": SELFTEST + "gemm_wgmma.cuh",
     "cluster_sum": SELFTEST + "cluster_sum.cuh",
     "row_sums": SELFTEST + "row_sums.cuh",
+    "linear_gelu": "linear_gelu/linear_gelu.cuh",
     "rope": "rope/rope.cuh",
     "patch_embed": "patch_embed/patch_embed.cuh",
+    "patch_embed_epilogue": "patch_embed/patch_embed_epilogue.cuh",
     "patchify": "patchify/patchify.cuh",
 }
 
@@ -616,4 +618,40 @@ PATCHIFY = _of(
      "column / side * 3 + 2 - channel", "wrong numbers"),
 )  # fmt: skip
 
-FAULTS = [*GEMM_MMA, *GEMM_WGMMA, *CLUSTER_SUM, *ROW_SUMS, *ROPE, *PATCH_EMBED, *PATCHIFY]
+LINEAR_GELU = _of(
+    "linear_gelu",
+    ("load of one vector too many", "(vector >= num_vectors) continue;\n    hidden_chunks",
+     "(vector > num_vectors) continue;\n    hidden_chunks", "out_of_bounds"),
+    ("store of one vector too many", "(vector >= num_vectors) continue;\n    float",
+     "(vector > num_vectors) continue;\n    float", "out_of_bounds, race"),
+    ("one value too many", "rest < params.numel", "rest <= params.numel", "out_of_bounds"),
+    ("the rest by every block", "block_idx() + 1 == grid_size() && ", "", "race"),
+    ("the rest by no block", "block_idx() + 1 ==", "block_idx() ==", "unwritten, wrong numbers"),
+    ("threads of a block share vectors", "kLinearGeluVectors + thread_idx();",
+     "kLinearGeluVectors + thread_idx() / 2;", "race"),
+    ("blocks overlap", "block_idx() * kLinearGeluThreads * kLinearGeluVectors",
+     "block_idx() * kLinearGeluThreads", "race, unwritten"),
+    ("gradient of a neighbour", "load_bytes<Chunk>(dout + vector * kVec)",
+     "load_bytes<Chunk>(dout + vector * kVec + 1)", "misaligned"),
+    ("forward instead of the gradient", "kBackward ? gelu_dx", "!kBackward ? gelu_dx",
+     "wrong numbers"),
+)  # fmt: skip
+
+PATCH_EMBED_EPILOGUE = _of(
+    "patch_embed_epilogue",
+    ("columns behind the last", "column >= params.hidden || taps.rows[0] < 0",
+     "taps.rows[0] < 0", "out_of_bounds"),
+    ("rows behind the last", "  if (patch >= params.total) return taps;", "", "out_of_bounds"),
+    ("trade with another lane", "low : high, step)", "low : high, 3 - step)", "wrong numbers"),
+    ("trade of the other half", "upper ? low : high, step", "upper ? high : low, step",
+     "wrong numbers"),
+    ("taps of the row above", "half == 0 ? upper_row : lower_row", "upper_row", "wrong numbers"),
+    ("columns of another lane", "(lane % 4), positions", "(lane % 2), positions",
+     "wrong numbers"),
+    ("a bad row takes from the table", "if (!found.good) taps.rows[0] = -1;", "", "wrong numbers"),
+)  # fmt: skip
+
+FAULTS = [
+    *GEMM_MMA, *GEMM_WGMMA, *CLUSTER_SUM, *ROW_SUMS, *ROPE, *PATCH_EMBED, *PATCHIFY,
+    *LINEAR_GELU, *PATCH_EMBED_EPILOGUE,
+]  # fmt: skip

@@ -13,7 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import linear_gelu_probe
 import norm_probe
+import patch_embed_epilogue_probe
 import patch_embed_probe
 import patchify_probe
 import rope_probe
@@ -21,7 +23,9 @@ import selftest_kernels as kernels
 
 PROBES = {
     **norm_probe.PROBES,
+    "linear_gelu": linear_gelu_probe,
     "patch_embed": patch_embed_probe,
+    "patch_embed_epilogue": patch_embed_epilogue_probe,
     "patchify": patchify_probe,
     "rope": rope_probe,
 }

@@ -44,6 +44,7 @@ OPS = (
     "merge_norm",
     "merge_norm_backward",
     "linear_gelu",
+    "linear_gelu_forward",
     "linear_gelu_backward",
 )
 

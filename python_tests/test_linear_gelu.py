@@ -1,19 +1,24 @@
 """linear_gelu against the error function and tanh in fp64; gradients; wrong input."""
 
 import math
-import os
-import subprocess
-import sys
 
+import linear_gelu_probe
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from host_cuda import build, executor, unavailable
+from instruction_sets import needs_native_kernel, on_each_lesser_instruction_set, rerun
 from tolerance import assert_within_twice
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import keye_ops
-from keye_ops.dispatch import has_kernel
-from keye_ops.linear_gelu import linear_gelu_backward_reference, linear_gelu_reference
+from keye_ops import dispatch
+from keye_ops.linear_gelu import (
+    linear_gelu_backward_reference,
+    linear_gelu_forward_reference,
+    linear_gelu_reference,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 WAYS = ["public", "registered"]
@@ -25,9 +30,9 @@ SHAPES = {
     "one row": (1, 40, 24),
     "no row": (0, 16, 24),
     "single": (1, 1, 1),
+    "a block and one value": (241, 16, 17),
 }
-NATIVE = has_kernel("linear_gelu", "cpu") and os.environ.get("KEYE_OPS_BACKEND") != "reference"
-needs_native = pytest.mark.skipif(not NATIVE, reason="the native library does not run here")
+needs_native = needs_native_kernel("linear_gelu")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,17 +45,32 @@ def one_thread():
 
 
 def linear_gelu(way, *inputs, approximate="none"):
-    op = (keye_ops if way == "public" else torch.ops.keye_ops).linear_gelu
+    x = inputs[0]
+    registered = way == "registered" and not (runs_cuda(x) and launches_nothing(x))
+    op = (torch.ops.keye_ops if registered else keye_ops).linear_gelu
     return op(*inputs, approximate=approximate)
 
 
-def make(shape, dtype=torch.float64, seed=0):
+def runs_cuda(x):
+    return dispatch.kernel_device(x) == "cuda"
+
+
+def launches_nothing(x):
+    return x.dtype == torch.float64 or x.numel() == 0
+
+
+def make(shape, dtype=torch.float64, device="cpu", seed=0):
     """x [M, K], weight [N, K] and bias [N]; hidden values of about 1."""
     rows, inner, outer = shape
     generator = torch.Generator().manual_seed(seed)
     shapes = ((rows, inner), (outer, inner), (outer,))
     x, weight, bias = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
-    return [t.to(dtype) for t in (x, weight / math.sqrt(inner), bias)]
+    return [t.to(device, dtype) for t in (x, weight / math.sqrt(inner), bias)]
+
+
+def through(values):
+    """A weight of one and a bias of zero, through which values [M, 1] go unchanged."""
+    return torch.ones(1, 1, dtype=values.dtype, device=values.device), values.new_zeros(1)
 
 
 def oracle(x, weight, bias, approximate="none"):
@@ -69,8 +89,8 @@ def plain_linear_gelu(x, weight, bias, approximate="none"):
 @pytest.mark.parametrize("approximate", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", WAYS)
-def test_values(way, dtype, approximate, shape):
-    inputs = make(shape, dtype)
+def test_values(way, dtype, approximate, shape, device):
+    inputs = make(shape, dtype, device)
     actual = linear_gelu(way, *inputs, approximate=approximate)
     exact = oracle(*(x.double() for x in inputs), approximate)
     assert actual.is_contiguous()
@@ -91,22 +111,44 @@ def test_it_is_the_exact_gelu_and_not_the_tanh_one(way):
 
 @needs_native  # PyTorch's own left tail is 1 + erf or 1 + tanh, which cancels
 @pytest.mark.parametrize("approximate", FORMS)
-def test_the_left_tail_does_not_cancel(approximate):
-    x = torch.linspace(-9, 0, 1001)[:, None]
-    one, zero = torch.ones(1, 1), torch.zeros(1)
-    actual = keye_ops.linear_gelu(x, one, zero, approximate=approximate)
-    exact = oracle(x.double(), one.double(), zero.double(), approximate)
+def test_the_left_tail_does_not_cancel(approximate, device):
+    x = torch.linspace(-9, 0, 1001, device=device)[:, None]
+    actual = keye_ops.linear_gelu(x, *through(x), approximate=approximate)
+    exact = oracle(x.double(), *through(x.double()), approximate)
     torch.testing.assert_close(actual.double(), exact, rtol=2e-5, atol=0)
+
+
+@needs_native
+@pytest.mark.parametrize("approximate", FORMS)
+def test_every_bf16_value(approximate, device):
+    """Values and derivatives, of one formula for vectors on the CPU and for kernels."""
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    x = x[x.isfinite()].to(device)[:, None]
+    dout = torch.ones_like(x)
+    actual = keye_ops.linear_gelu(x, *through(x), approximate=approximate)
+    plain = F.gelu(x, approximate=approximate)
+    exact = F.gelu(x.double(), approximate=approximate)
+    assert_within_twice(actual, plain, exact)
+
+    op = torch.ops.keye_ops.linear_gelu_backward
+    weight = through(x)[0]
+    actual = op(dout, x, weight, x, approximate)[0]
+    backward = torch.ops.aten.gelu_backward
+    plain = backward(dout, x, approximate=approximate)
+    exact = backward(dout.double(), x.double(), approximate=approximate)
+    small = x.abs() < 1e4  # beyond it torch's own tanh form overflows to NaN
+    assert_within_twice(actual[small], plain[small], exact[small])
+    ends = actual[~small]
+    assert torch.equal(ends, (x[~small] > 0).to(ends.dtype))
 
 
 @pytest.mark.parametrize("approximate", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", WAYS)
-def test_extreme_values(way, dtype, approximate):
+def test_extreme_values(way, dtype, approximate, device):
     values = [1e4, -1e4, torch.inf, torch.nan, 0.0, -torch.inf]
-    values = torch.tensor(values, dtype=dtype)[:, None]
-    one, zero = torch.ones(1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)
-    actual = linear_gelu(way, values, one, zero, approximate=approximate)[:, 0]
+    values = torch.tensor(values, dtype=dtype, device=device)[:, None]
+    actual = linear_gelu(way, values, *through(values), approximate=approximate)[:, 0]
     assert actual[[0, 1, 4]].tolist() == [values[0].item(), 0.0, 0.0]
     assert not actual[2].isfinite()  # PyTorch's own GELU makes NaN of +inf in fp32 and bf16
     assert actual[3].isnan()
@@ -114,8 +156,8 @@ def test_extreme_values(way, dtype, approximate):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_special_values_stay_in_their_row(way):
-    x, weight, bias = make((9, 8, 7), torch.float32)
+def test_special_values_stay_in_their_row(way, device):
+    x, weight, bias = make((9, 8, 7), torch.float32, device)
     want = linear_gelu(way, x, weight, bias)
     x[4, 2] = torch.nan
     actual = linear_gelu(way, x, weight, bias)
@@ -161,9 +203,9 @@ def test_gradcheck(approximate):
 @pytest.mark.parametrize("approximate", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", WAYS)
-def test_gradients_within_twice_of_plain(way, dtype, approximate):
-    inputs = make((60, 96, 48), dtype)
-    dout = torch.randn(60, 48, generator=torch.Generator()).to(dtype)
+def test_gradients_within_twice_of_plain(way, dtype, approximate, device):
+    inputs = make((60, 96, 48), dtype, device)
+    dout = torch.randn(60, 48, generator=torch.Generator()).to(device, dtype)
 
     def grads(function, dtype):
         leaves = [x.to(dtype).requires_grad_() for x in inputs]
@@ -177,26 +219,63 @@ def test_gradients_within_twice_of_plain(way, dtype, approximate):
 
 @pytest.mark.parametrize("approximate", FORMS)
 @pytest.mark.parametrize("shape", [(5, 4, 3), (0, 4, 3)])
-def test_opcheck(shape, approximate):
+@pytest.mark.parametrize("name", ["linear_gelu", "linear_gelu_forward"])
+def test_opcheck(name, shape, approximate):
     inputs = tuple(x.requires_grad_() for x in make(shape, torch.float32))
-    torch.library.opcheck(torch.ops.keye_ops.linear_gelu.default, (*inputs, approximate))
+    torch.library.opcheck(getattr(torch.ops.keye_ops, name).default, (*inputs, approximate))
 
 
 @pytest.mark.parametrize("approximate", FORMS)
-@pytest.mark.parametrize("shape", [(5, 4, 3), (0, 4, 3), (33, 20, 47)])
-def test_backward_op(shape, approximate):
-    inputs = make(shape, torch.float32)
-    dout = make((shape[0], shape[2], 1), torch.float32, seed=1)[0]
+@pytest.mark.parametrize("shape", [(5, 4, 3), (33, 20, 47)])
+def test_forward_op(shape, approximate, device):
+    """The result is that of linear_gelu, bit for bit; the hidden values have no gradient."""
+    inputs = [x.requires_grad_() for x in make(shape, torch.float32, device)]
+    out, hidden = torch.ops.keye_ops.linear_gelu_forward(*inputs, approximate)
+    assert not hidden.requires_grad
+    plain = linear_gelu_forward_reference(*inputs, approximate)
+    torch.testing.assert_close((out, hidden), plain)
+    if not runs_cuda(out):
+        assert torch.equal(out, torch.ops.keye_ops.linear_gelu(*inputs, approximate))
+
+
+@needs_native
+def test_the_gradient_multiplies_no_matrices_of_the_forward(monkeypatch):
+    """Public calls that need gradients keep the hidden values; others keep nothing."""
+    inputs = make((9, 8, 7), torch.float32)
+    assert keye_ops.linear_gelu(*inputs).grad_fn is None
+    out = keye_ops.linear_gelu(*(x.requires_grad_() for x in inputs))
+    monkeypatch.setattr(F, "linear", None)
+    with torch.profiler.profile() as profile:
+        out.sum().backward()
+    products = [e for e in profile.events() if e.name in ("aten::mm", "aten::addmm")]
+    assert len(products) == 2
+
+
+@pytest.mark.parametrize("approximate", FORMS)
+@pytest.mark.parametrize("shape", [(5, 4, 3), (33, 20, 47)])
+def test_backward_op(shape, approximate, device):
+    x, weight, bias = make(shape, torch.float32, device)
+    inputs = (x, weight, F.linear(x, weight, bias))
+    dout = make((shape[0], shape[2], 1), torch.float32, device, seed=1)[0]
     op = torch.ops.keye_ops.linear_gelu_backward
-    torch.library.opcheck(op.default, (dout, *inputs, approximate))
     results = op(dout, *inputs, approximate)
     plain = linear_gelu_backward_reference(dout, *inputs, approximate)
     exact = (y.double() for y in (dout, *inputs))
     truth = linear_gelu_backward_reference(*exact, approximate)
     for triple in zip(results, plain, truth, strict=True):
         assert_within_twice(*triple)
-    strided = dout.T.contiguous().T
-    assert all(map(torch.equal, op(strided, *inputs, approximate), results))
+    strided, shifted = dout.T.contiguous().T, torch.cat([dout.new_zeros(1), dout.flatten()])[1:]
+    for other in (strided, shifted.view_as(dout)):
+        assert all(map(torch.equal, op(other, *inputs, approximate), results))
+
+
+@pytest.mark.parametrize("approximate", FORMS)
+@pytest.mark.parametrize("shape", [(5, 4, 3), (0, 4, 3)])
+def test_opcheck_of_the_backward(shape, approximate):
+    x, weight, bias = make(shape, torch.float32)
+    dout = make((shape[0], shape[2], 1), torch.float32, seed=1)[0]
+    arguments = (dout, x, weight, F.linear(x, weight, bias), approximate)
+    torch.library.opcheck(torch.ops.keye_ops.linear_gelu_backward.default, arguments)
 
 
 @pytest.mark.parametrize("approximate", FORMS)
@@ -235,7 +314,7 @@ def test_same_bits_for_any_number_of_threads(dtype, approximate):
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
             out = keye_ops.linear_gelu(*inputs, approximate=approximate)
-            backward = torch.ops.keye_ops.linear_gelu_backward(out, *inputs, approximate)
+            backward = torch.ops.keye_ops.linear_gelu_backward(out, *inputs[:2], x, approximate)
             results.append([out, backward[0]])
     finally:
         torch.set_num_threads(before)
@@ -248,34 +327,52 @@ def test_same_bits_for_any_number_of_threads(dtype, approximate):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_element_does_not_depend_on_its_neighbours(dtype, approximate):
     x = torch.linspace(-4, 4, 67, dtype=torch.float64).to(dtype)[:, None]
-    inputs = [torch.ones(1, 1, dtype=dtype), torch.zeros(1, dtype=dtype)]
+    inputs = through(x)
     want = keye_ops.linear_gelu(x, *inputs, approximate=approximate)
     alone = [keye_ops.linear_gelu(row[None], *inputs, approximate=approximate) for row in x]
     assert torch.equal(torch.cat(alone), want)
 
 
+# ---- random configurations ----
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+def test_random_launches_of_the_pass():
+    """400 configurations under 4 schedules: no finding, the formula's values, the same bits."""
+    executor().load_library(str(build() / "host_cuda_linear_gelu.so"))
+    order, completion = executor().Order, executor().Completion
+    schedules = [
+        executor().Schedule(0, order.in_order, 0, completion.early),
+        executor().Schedule(1, order.reversed, 1, completion.late),
+        executor().Schedule(2, order.random, 16, completion.random),
+        executor().Schedule(3, order.random, 4, completion.early),
+    ]
+    rng = np.random.default_rng(5)
+    for seed in range(400):
+        case = linear_gelu_probe.Case(
+            dtype=int(rng.integers(3)),
+            numel=int(rng.integers(1, rng.choice([20, 600, 12000]))),
+            tanh=bool(rng.integers(2)),
+            backward=bool(rng.integers(2)),
+            in_place=bool(rng.integers(4) == 0),
+        )
+        results = []
+        for schedule in schedules:
+            one = linear_gelu_probe.Pass(executor(), case, seed)
+            report, right = one.launch().run(executor(), schedule)
+            assert not report.findings, f"{case}\n{report.text()}"
+            assert right, case
+            results.append(one.out)
+        assert all(np.array_equal(results[0], other) for other in results[1:]), case
+
+
 # ---- every instruction set ----
 
 
-def _lesser_instruction_sets():
-    if not NATIVE:
-        return []
-    from keye_ops import _C
-
-    isas = keye_ops.extension.libraries[0].build["isas"]
-    return isas[: isas.index(_C.cpu_capability)]
-
-
-@pytest.mark.skipif("KEYE_OPS_CPU_CAPABILITY" in os.environ, reason="runs inside itself")
-@pytest.mark.parametrize("isa", _lesser_instruction_sets())
+@on_each_lesser_instruction_set
 def test_this_file_on_a_lesser_instruction_set(isa):
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
-    chosen = ["-k", "values or twice or tail or strided or bits or neighbours"]
-    environment = {**os.environ, "KEYE_OPS_CPU_CAPABILITY": isa}
-    result = subprocess.run(
-        command + chosen, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
+    chosen = "(values or twice or tail or strided or bits or neighbours or bf16) and not host_cuda"
+    rerun(__file__, isa, chosen)
 
 
 def test_compile_makes_one_graph_for_all_sizes():
@@ -353,6 +450,8 @@ def test_wrong_input(way, changes, message):
         ({0: torch.ones(5, 4)}, r"dout must be \[5, 3\], got \[5, 4\]"),
         ({0: torch.ones(5, 3).half()}, "dout must have the dtype and device of x"),
         ({2: torch.ones(3, 5)}, r"weight must be \[N, 4\], got \[3, 5\]"),
+        ({3: torch.ones(3)}, r"hidden must be \[5, 3\], got \[3\]"),
+        ({3: torch.ones(5, 3).half()}, "hidden must have the dtype and device of x"),
         ({4: "erf"}, 'approximate must be "none" or "tanh", got erf'),
     ],
 )
@@ -360,7 +459,8 @@ def test_wrong_input(way, changes, message):
 def test_wrong_input_backward(way, changes, message):
     registered = torch.ops.keye_ops.linear_gelu_backward
     op = registered if way == "registered" else linear_gelu_backward_reference
-    inputs = [torch.ones(5, 3), *make((5, 4, 3), torch.float32), "none"]
+    x, weight, _ = make((5, 4, 3), torch.float32)
+    inputs = [torch.ones(5, 3), x, weight, torch.ones(5, 3), "none"]
     for i, value in changes.items():
         inputs[i] = value
     with pytest.raises(RuntimeError, match=f"linear_gelu: {message}"):

@@ -82,6 +82,11 @@ inline int64_t stride_of(const torch::stable::Tensor& tensor, int64_t dim) {
   return tensor.size(dim) > 1 ? tensor.stride(dim) : 0;
 }
 
+// Of a matrix; where there is one row, the row's length.
+inline int64_t row_stride(const torch::stable::Tensor& matrix) {
+  return matrix.size(0) > 1 ? matrix.stride(0) : matrix.size(1);
+}
+
 inline void check_floating(const char* op, const char* name, const torch::stable::Tensor& tensor) {
   KEYE_CHECK(is_floating(tensor.scalar_type()), op, ": ", name,
              " must be fp64, fp32, fp16 or bf16, got ", dtype_name(tensor.scalar_type()));

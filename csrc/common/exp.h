@@ -55,4 +55,7 @@ KEYE_HOST_DEVICE Floats exp2_nonpositive_fast(Floats x) {
 
 KEYE_HOST_DEVICE double exp2_nonpositive(double x) { return std::exp2(x); }
 
+KEYE_HOST_DEVICE Floats reciprocal_of(Floats x) { return 1.0f / x; }
+KEYE_HOST_DEVICE double reciprocal_of(double x) { return 1.0 / x; }
+
 }  // namespace keye_ops

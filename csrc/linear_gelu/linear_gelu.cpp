@@ -1,4 +1,5 @@
-// linear_gelu: schema, argument checks, and the matrix products, which are torch's.
+// linear_gelu: schema, argument checks, and the matrix products, which are torch's but for the one
+// that a device fuses with the rest.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -18,18 +19,27 @@ using torch::stable::detail::from;
 
 constexpr const char* kOp = "linear_gelu";
 
-void check_linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                       const std::string& approximate) {
+void check_product(const Tensor& x, const Tensor& weight, const std::string& approximate) {
   check_floating(kOp, "x", x);
   KEYE_CHECK(x.dim() == 2, kOp, ": x must be [M, K], got ", shape_of(x));
   KEYE_CHECK(weight.dim() == 2 && weight.size(1) == x.size(1), kOp, ": weight must be [N, ",
              x.size(1), "], got ", shape_of(weight));
   check_same(kOp, "weight", weight, "x", x);
+  KEYE_CHECK(approximate == "none" || approximate == "tanh", kOp,
+             ": approximate must be \"none\" or \"tanh\", got ", approximate);
+}
+
+void check_bias(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   KEYE_CHECK(bias.dim() == 1 && bias.size(0) == weight.size(0), kOp, ": bias must be [",
              weight.size(0), "], got ", shape_of(bias));
   check_same(kOp, "bias", bias, "x", x);
-  KEYE_CHECK(approximate == "none" || approximate == "tanh", kOp,
-             ": approximate must be \"none\" or \"tanh\", got ", approximate);
+}
+
+void check_hidden(const char* name, const Tensor& tensor, const Tensor& x, const Tensor& weight) {
+  KEYE_CHECK(tensor.dim() == 2 && tensor.size(0) == x.size(0) && tensor.size(1) == weight.size(0),
+             kOp, ": ", name, " must be [", x.size(0), ", ", weight.size(0), "], got ",
+             shape_of(tensor));
+  check_same(kOp, name, tensor, "x", x);
 }
 
 // The variants with an output are used because autocast leaves them their dtype.
@@ -39,11 +49,10 @@ Tensor call(const char* name, std::array<StableIValue, kCount> arguments) {
   return torch::stable::detail::to<Tensor>(arguments[0]);
 }
 
-// x @ weight.T + bias, contiguous
-Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  const Tensor out = new_empty_like(x, {x.size(0), weight.size(0)});
+// x @ weight.T + bias, into out
+void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& out) {
   const std::optional<Tensor> optional_bias = bias;
-  return call<4>("aten::linear", {from(x), from(weight), from(optional_bias), from(out)});
+  call<4>("aten::linear", {from(x), from(weight), from(optional_bias), from(out)});
 }
 
 Tensor product(const Tensor& a, const Tensor& b) {
@@ -51,13 +60,40 @@ Tensor product(const Tensor& a, const Tensor& b) {
   return call<3>("aten::mm", {from(a), from(b), from(out)});
 }
 
-void pass(Tensor& hidden, const void* dout, const std::string& approximate) {
-  const LinearGeluParams params{hidden.mutable_data_ptr(), dout, hidden.numel(),
+LinearGeluBackend& backend_of(const Tensor& tensor) {
+  return linear_gelu_backend(tensor.is_cpu() ? LinearGeluDevice::kCpu : LinearGeluDevice::kCuda);
+}
+
+void pass(Tensor& out, const void* hidden, const void* dout, const std::string& approximate) {
+  const LinearGeluParams params{out.mutable_data_ptr(), hidden, dout, out.numel(),
                                 approximate == "tanh"};
-  const auto device = hidden.is_cpu() ? LinearGeluDevice::kCpu : LinearGeluDevice::kCuda;
-  if (params.numel > 0) {
-    linear_gelu_backend(device).pass(params, hidden.scalar_type(), hidden.get_device_index());
+  if (params.numel == 0) return;
+  backend_of(out).pass(params, float_dtype_of(out.scalar_type()), out.get_device_index());
+}
+
+// As kernels read it: contiguous and aligned to 16 bytes.
+Tensor as_vectors(const Tensor& tensor) {
+  const bool aligned = reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+  if (!tensor.is_contiguous()) return torch::stable::contiguous(tensor);
+  return aligned ? tensor : torch::stable::clone(tensor);
+}
+
+// Into out, by one GEMM; or false.
+bool fused(const Tensor& x, const Tensor& weight, const Tensor& bias, bool tanh, Tensor& out) {
+  const auto fused_gemm = backend_of(x).fused;
+  if (fused_gemm == nullptr || x.scalar_type() != torch::headeronly::ScalarType::BFloat16) {
+    return false;
   }
+  const bool unit_strides = stride_of(x, 1) <= 1 && stride_of(weight, 1) <= 1 &&
+                            bias.is_contiguous() && is_aligned(bias.const_data_ptr());
+  LinearGeluGemmParams params{};
+  params.gemm = {x.const_data_ptr(),     weight.const_data_ptr(),
+                 out.mutable_data_ptr(), row_stride(x),
+                 row_stride(weight),     x.size(0),
+                 weight.size(0),         x.size(1)};
+  params.bias = bias.const_data_ptr();
+  params.tanh = tanh;
+  return unit_strides && is_fit(params.gemm) && fused_gemm(params, x.get_device_index());
 }
 
 }  // namespace
@@ -69,22 +105,36 @@ LinearGeluBackend& linear_gelu_backend(LinearGeluDevice device) {
 
 Tensor linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias,
                    const std::string& approximate) {
-  check_linear_gelu(x, weight, bias, approximate);
-  Tensor hidden = linear(x, weight, bias);
-  pass(hidden, nullptr, approximate);
-  return hidden;
+  check_product(x, weight, approximate);
+  check_bias(x, weight, bias);
+  Tensor out = new_empty_like(x, {x.size(0), weight.size(0)});
+  if (!fused(x, weight, bias, approximate == "tanh", out)) {
+    linear(x, weight, bias, out);
+    pass(out, out.const_data_ptr(), nullptr, approximate);
+  }
+  return out;
+}
+
+std::tuple<Tensor, Tensor> linear_gelu_forward(const Tensor& x, const Tensor& weight,
+                                               const Tensor& bias, const std::string& approximate) {
+  check_product(x, weight, approximate);
+  check_bias(x, weight, bias);
+  const Tensor hidden = new_empty_like(x, {x.size(0), weight.size(0)});
+  linear(x, weight, bias, hidden);
+  Tensor out = new_empty_like(hidden);
+  pass(out, hidden.const_data_ptr(), nullptr, approximate);
+  return {out, hidden};
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_gelu_backward(const Tensor& dout, const Tensor& x,
-                                                        const Tensor& weight, const Tensor& bias,
+                                                        const Tensor& weight, const Tensor& hidden,
                                                         const std::string& approximate) {
-  check_linear_gelu(x, weight, bias, approximate);
-  KEYE_CHECK(dout.dim() == 2 && dout.size(0) == x.size(0) && dout.size(1) == weight.size(0), kOp,
-             ": dout must be [", x.size(0), ", ", weight.size(0), "], got ", shape_of(dout));
-  check_same(kOp, "dout", dout, "x", x);
-  const Tensor rows = dout.is_contiguous() ? dout : torch::stable::contiguous(dout);
-  Tensor dhidden = linear(x, weight, bias);
-  pass(dhidden, rows.const_data_ptr(), approximate);
+  check_product(x, weight, approximate);
+  check_hidden("hidden", hidden, x, weight);
+  check_hidden("dout", dout, x, weight);
+  const Tensor rows = as_vectors(dout), hidden_rows = as_vectors(hidden);
+  Tensor dhidden = new_empty_like(hidden);
+  pass(dhidden, hidden_rows.const_data_ptr(), rows.const_data_ptr(), approximate);
   return {product(dhidden, weight), product(torch::stable::transpose(dhidden, 0, 1), x),
           sum_of_rows(dhidden, x)};
 }
@@ -92,7 +142,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_gelu_backward(const Tensor& dout, cons
 STABLE_TORCH_LIBRARY_FRAGMENT(keye_ops, m) {
   m.def("linear_gelu(Tensor x, Tensor weight, Tensor bias, str approximate=\"none\") -> Tensor");
   m.def(
-      "linear_gelu_backward(Tensor dout, Tensor x, Tensor weight, Tensor bias, str approximate) "
+      "linear_gelu_forward(Tensor x, Tensor weight, Tensor bias, str approximate=\"none\") -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "linear_gelu_backward(Tensor dout, Tensor x, Tensor weight, Tensor hidden, str approximate) "
       "-> (Tensor, Tensor, Tensor)");
 }
 

@@ -6,8 +6,9 @@
 namespace keye_ops {
 
 struct LinearGeluParams {
-  void* hidden;      // [numel], x @ weight.T + bias; becomes gelu(hidden) or dhidden
-  const void* dout;  // [numel], or null forward
+  void* out;           // [numel]: gelu(hidden), or dhidden; may be hidden
+  const void* hidden;  // [numel]: x @ weight.T + bias
+  const void* dout;    // [numel], or null forward
   int64_t numel;
   bool tanh;  // the approximation
 };

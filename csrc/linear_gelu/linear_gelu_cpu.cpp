@@ -6,7 +6,6 @@
 
 #include <algorithm>
 
-#include "common/check.h"
 #include "common/parallel.h"
 #include "linear_gelu/linear_gelu_op.h"
 
@@ -15,22 +14,21 @@ namespace {
 
 constexpr int64_t kElementsPerTask = 32768;
 
-void pass(const LinearGeluParams& params, torch::headeronly::ScalarType dtype,
-          int /*device_index*/) {
+void pass(const LinearGeluParams& params, Dtype dtype, int /*device_index*/) {
   const auto elements = KEYE_SELECT_ISA(linear_gelu_pass);
   const int64_t tasks = (params.numel + kElementsPerTask - 1) / kElementsPerTask;
   for_each_task(tasks, [&](int64_t i) {
     const int64_t begin = i * kElementsPerTask;
-    elements(params, float_dtype_of(dtype), begin,
-             std::min(begin + kElementsPerTask, params.numel));
+    elements(params, dtype, begin, std::min(begin + kElementsPerTask, params.numel));
   });
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(keye_ops, CPU, m) {
-  linear_gelu_backend(LinearGeluDevice::kCpu) = {&pass};
+  linear_gelu_backend(LinearGeluDevice::kCpu) = {&pass, /*fused=*/nullptr};
   m.impl("linear_gelu", TORCH_BOX(&linear_gelu));
+  m.impl("linear_gelu_forward", TORCH_BOX(&linear_gelu_forward));
   m.impl("linear_gelu_backward", TORCH_BOX(&linear_gelu_backward));
 }
 
