@@ -2,6 +2,7 @@
 
 from keye_ops._version import __version__
 from keye_ops.add_layer_norm import add_layer_norm, layer_norm
+from keye_ops.check_errors import check_errors
 from keye_ops.dispatch import Dispatch, backend, last_dispatch
 from keye_ops.grid import PackedGrid
 from keye_ops.linear_gelu import linear_gelu
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "add_layer_norm",
     "backend",
+    "check_errors",
     "last_dispatch",
     "layer_norm",
     "linear_gelu",

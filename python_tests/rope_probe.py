@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from selftest_kernels import Launch, from_bf16, to_bf16
+from selftest_kernels import ERROR_WORD, Launch, from_bf16, to_bf16
 
 ROTATE, NORM_ROTATE, NORM_BACKWARD = range(3)
 FLOAT, HALF, BFLOAT16 = range(3)
@@ -68,6 +68,7 @@ class Rope:
         self.dout = [self.store(rng.standard_normal(shape)) for shape in shapes]
         self.weight = [self.store(1 + rng.standard_normal(case.head_dim) / 4) for _ in range(2)]
         self.out = [np.zeros(shape, self.x[0].dtype) for shape in shapes]
+        self.error = np.zeros(1, ERROR_WORD)
         warps = case.grid * 4
         self.dweight = [np.zeros((warps, case.head_dim), np.float32) for _ in range(2)]
         integer = np.int64 if case.int64 else np.int32
@@ -122,8 +123,8 @@ class Rope:
             "items_per_token": -(-rows // case.rows_per_item),
         }  # fmt: skip
         arguments = {
-            "inputs": inputs, "outputs": outputs, "addresses": addresses, "numbers": numbers,
-            "grid": [case.grid], "block": [128],
+            "inputs": inputs, "outputs": outputs, "inouts": {"error_word": self.error},
+            "addresses": addresses, "numbers": numbers, "grid": [case.grid], "block": [128],
         }  # fmt: skip
         return Launch("rope", arguments, self.is_right, self.executor.free_all)
 
@@ -137,8 +138,14 @@ class Rope:
         return address
 
     def is_right(self) -> bool:
-        """Whether the outputs are those of the formula, up to rounding."""
-        return all(self._tensor_is_right(i) for i in range(2))
+        """Whether the outputs are those of the formula, up to rounding, and the report is right."""
+        reports = [(0, 0.0)]
+        if self.case.hostile:
+            smallest = np.iinfo(self.positions.dtype).min
+            reports = [(1, -5), (1, 2**31 - 1), (1, smallest), (2, -1), (2, 7), (3, -9), (3, 1000)]
+        word = self.error[0]
+        reported = (word["code"], word["value"]) in reports
+        return reported and all(self._tensor_is_right(i) for i in range(2))
 
     def _tensor_is_right(self, i: int) -> bool:
         case, x, weight = self.case, self.load(self.x[i]), self.load(self.weight[i])

@@ -31,6 +31,9 @@ def from_bf16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+ERROR_WORD = np.dtype([("code", np.uint32), ("unused", np.uint32), ("value", np.float64)])
+
+
 @dataclass
 class Launch:
     """Arguments of a launch by name, and what must come out."""

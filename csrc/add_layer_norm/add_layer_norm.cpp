@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor> add_layer_norm_backward(std::optional<Tensor>
 
   const AddLayerNormBackend& backend = add_layer_norm_backend(device_of(sum));
   const int32_t partial_dtype =
-      sum.is_cpu() ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+      backend.traits.partials_are_fp64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   params.num_partials = backend.num_partials(sum.numel() > 0 ? params.total : 0);
   Tensor dx = new_empty_like(sum);
   Tensor dweight_partial = new_empty(sum, {params.num_partials, params.hidden}, partial_dtype);

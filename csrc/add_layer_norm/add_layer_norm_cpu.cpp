@@ -37,7 +37,8 @@ void backward(const AddLayerNormParams& params, ScalarType dtype, int /*device_i
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(keye_ops, CPU, m) {
-  add_layer_norm_backend(AddLayerNormDevice::kCpu) = {&forward, &backward, &num_partials};
+  add_layer_norm_backend(AddLayerNormDevice::kCpu) = {&forward, &backward, &num_partials,
+                                                      kCpuTraits};
   m.impl("add_layer_norm", TORCH_BOX(&add_layer_norm));
   m.impl("add_layer_norm_backward", TORCH_BOX(&add_layer_norm_backward));
 }

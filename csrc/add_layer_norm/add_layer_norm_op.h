@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "add_layer_norm/add_layer_norm.h"
+#include "common/backend.h"
 #include "common/export.h"
 
 namespace keye_ops {
@@ -19,6 +20,7 @@ struct AddLayerNormBackend {
   void (*forward)(const AddLayerNormParams&, torch::headeronly::ScalarType, int device_index);
   void (*backward)(const AddLayerNormParams&, torch::headeronly::ScalarType, int device_index);
   int (*num_partials)(int64_t total);  // rows of the parameters' partial gradients
+  BackendTraits traits;
 };
 
 // The entry of a device, which its library fills when it registers the ops below.

@@ -1,11 +1,15 @@
-// The one way to launch a kernel: on the tensor's device, on the current stream, with the error
-// raised; or, in a host build, on the executor, with its findings raised.
+// The one way to launch a kernel: on the tensor's device, on the current stream, within the
+// device's limits, with the error raised; or, in a host build, on the executor, with its findings
+// raised.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 
 #include "common/error.h"
+#include "common/error_word.h"
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
@@ -19,6 +23,7 @@
 namespace keye_ops {
 
 constexpr int64_t kMaxGrid = (int64_t{1} << 31) - 1;
+constexpr int kMaxBlockThreads = 1024;
 
 struct LaunchShape {
   int64_t num_blocks;
@@ -27,7 +32,19 @@ struct LaunchShape {
   int cluster_size = 1;     // blocks
 };
 
+// Whether every launch waits for its kernel and raises what that reports (KEYE_OPS_VALIDATE=1).
+inline const bool kValidates = [] {
+  const char* value = std::getenv("KEYE_OPS_VALIDATE");
+  return value != nullptr && std::strcmp(value, "1") == 0;
+}();
+
 #if defined(__CUDACC__)
+
+// The error word of a device, for the params of kernels that read what only the device sees.
+ErrorWord* error_word(int device_index);
+// Waits for a stream of the current device and raises what its kernels have reported; not while a
+// graph is captured.
+void validate_launch(void* stream);
 
 constexpr size_t kSharedBytesForAll = 48 * 1024;  // more must be asked for
 
@@ -43,6 +60,10 @@ void launch_checked(const char* op, void (*kernel)(Params), const LaunchShape& s
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
   if (shape.shared_bytes > kSharedBytesForAll) {
+    int limit = 0;
+    check(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_index));
+    KEYE_CHECK(shape.shared_bytes <= static_cast<size_t>(limit), op, ": a block on this GPU has ",
+               limit, " bytes of shared memory at most, got ", shape.shared_bytes);
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shape.shared_bytes)));
   }
@@ -57,13 +78,30 @@ void launch_checked(const char* op, void (*kernel)(Params), const LaunchShape& s
   config.attrs = &cluster;
   config.numAttrs = shape.cluster_size > 1 ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, params));
+  if (kValidates) validate_launch(stream);
 }
 
 #else
 
+inline ErrorWord* host_error_word() {
+  return static_cast<ErrorWord*>(host_executor::device_variable("error_word", sizeof(ErrorWord)));
+}
+// A guarded copy of it, as of every tensor.
+inline ErrorWord* error_word(int /*device_index*/) {
+  return static_cast<ErrorWord*>(host_executor::guard(
+      "error_word", host_error_word(), sizeof(ErrorWord), {}, host_executor::Role::kInOut));
+}
+
+inline void validate_launch(int device_index) {
+  ErrorWord& word = *error_word(device_index);
+  const ErrorWord found = word;
+  word = {};
+  KEYE_CHECK(found.code == 0, text_of(found));
+}
+
 template <class Params>
 void launch_checked(const char* op, void (*kernel)(Params), const LaunchShape& shape,
-                    int /*device_index*/, const Params& params) {
+                    int device_index, const Params& params) {
   struct Call {
     void (*kernel)(Params);
     const Params& params;
@@ -83,6 +121,7 @@ void launch_checked(const char* op, void (*kernel)(Params), const LaunchShape& s
   host_executor::reports().push_back(report);
   KEYE_CHECK(report.findings.empty(), op, ": a launch on the host executor must have no findings, ",
              "got\n", report.text());
+  if (kValidates) validate_launch(device_index);
 }
 
 #endif
@@ -92,6 +131,8 @@ void launch(const char* op, void (*kernel)(Params), const LaunchShape& shape, in
             const Params& params) {
   KEYE_CHECK(shape.num_blocks >= 1 && shape.num_blocks <= kMaxGrid, op,
              ": a launch takes 1 to 2**31 - 1 blocks, got ", shape.num_blocks);
+  KEYE_CHECK(shape.num_threads >= 1 && shape.num_threads <= kMaxBlockThreads, op,
+             ": a block takes 1 to ", kMaxBlockThreads, " threads, got ", shape.num_threads);
   launch_checked(op, kernel, shape, device_index, params);
 }
 

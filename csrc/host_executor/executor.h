@@ -37,6 +37,9 @@ struct Dimension {
 // bounds. An output becomes poisoned. The same host address and dimensions give the same copy.
 HOST_EXECUTOR_API void* guard(const char* name, const void* host, int64_t element_size,
                               const std::vector<Dimension>& dimensions, Role role);
+// A variable on the device: zeroed host memory that lives as long as the process, one for all
+// libraries of kernels, and found by its name. To be guarded like a tensor.
+HOST_EXECUTOR_API void* device_variable(const char* name, size_t bytes);
 // Copies every guarded output back to the host.
 HOST_EXECUTOR_API void copy_back();
 HOST_EXECUTOR_API void free_copies();  // what guard() made

@@ -438,6 +438,13 @@ void* guard(const char* name, const void* host, int64_t element_size,
   return region.base + copy.first;
 }
 
+void* device_variable(const char* name, size_t bytes) {
+  static std::map<std::string, std::vector<unsigned char>> variables;
+  std::vector<unsigned char>& variable = variables[name];
+  variable.resize(bytes);
+  return variable.data();
+}
+
 void copy_back() {
   for (const Copy& copy : copies()) {
     if (copy.region->role != Role::kInput) transfer(copy, /*to_host=*/true);

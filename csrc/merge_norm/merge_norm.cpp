@@ -27,6 +27,10 @@ void check_vector(const char* name, const Tensor& vector, const Tensor& x) {
              vector.stride(0));
 }
 
+MergeNormDevice device_of(const Tensor& tensor) {
+  return tensor.is_cpu() ? MergeNormDevice::kCpu : MergeNormDevice::kCuda;
+}
+
 // Checks all but the bias and the gradient, and describes the merge.
 MergeNormParams merge_norm_params(const Tensor& x, const Tensor& weight, const Tensor& grid,
                                   const Tensor& image_offsets, int64_t side, bool block_order,
@@ -44,7 +48,8 @@ MergeNormParams merge_norm_params(const Tensor& x, const Tensor& weight, const T
              ": weight must be [", hidden, "] (norm, then merge) or [", square * hidden,
              "] (after), got ", shape_of(weight));
   check_vector("weight", weight, x);
-  check_grid(kOp, grid, image_offsets, x, total, side);
+  const bool check_values = merge_norm_backend(device_of(x)).traits.checks_values;
+  check_grid(kOp, grid, image_offsets, x, total, side, check_values);
 
   MergeNormParams params{};
   params.x = x.const_data_ptr();
@@ -60,10 +65,6 @@ MergeNormParams merge_norm_params(const Tensor& x, const Tensor& weight, const T
   params.block_order = block_order;
   params.norm_first = first;
   return params;
-}
-
-MergeNormDevice device_of(const Tensor& tensor) {
-  return tensor.is_cpu() ? MergeNormDevice::kCpu : MergeNormDevice::kCuda;
 }
 
 }  // namespace
@@ -107,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> merge_norm_backward(const Tensor& dout, const
 
   const MergeNormBackend& backend = merge_norm_backend(device_of(x));
   const int32_t partial_dtype =
-      x.is_cpu() ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+      backend.traits.partials_are_fp64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   params.num_partials = backend.num_partials(x.numel() > 0 ? tokens : 0);
   Tensor dx = new_empty_like(x);
   Tensor dweight_partial = new_empty(x, {params.num_partials, weight.size(0)}, partial_dtype);

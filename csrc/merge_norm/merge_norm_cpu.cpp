@@ -38,7 +38,7 @@ void backward(const MergeNormParams& params, ScalarType dtype, int /*device_inde
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(keye_ops, CPU, m) {
-  merge_norm_backend(MergeNormDevice::kCpu) = {&forward, &backward, &num_partials};
+  merge_norm_backend(MergeNormDevice::kCpu) = {&forward, &backward, &num_partials, kCpuTraits};
   m.impl("merge_norm", TORCH_BOX(&merge_norm));
   m.impl("merge_norm_backward", TORCH_BOX(&merge_norm_backward));
 }

@@ -5,6 +5,7 @@
 
 #include <tuple>
 
+#include "common/backend.h"
 #include "common/export.h"
 #include "merge_norm/merge_norm.h"
 
@@ -17,6 +18,7 @@ struct MergeNormBackend {
   void (*forward)(const MergeNormParams&, torch::headeronly::ScalarType, int device_index);
   void (*backward)(const MergeNormParams&, torch::headeronly::ScalarType, int device_index);
   int (*num_partials)(int64_t tokens);  // rows of the parameters' partial gradients
+  BackendTraits traits;
 };
 
 // The entry of a device, which its library fills when it registers the ops below.

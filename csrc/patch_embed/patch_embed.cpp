@@ -35,6 +35,10 @@ void check_contiguous(const char* name, const Tensor& tensor) {
              tensor.stride(0), ", ", tensor.stride(1), "...]");
 }
 
+PatchEmbedBackend& backend_of(const Tensor& tensor) {
+  return patch_embed_backend(tensor.is_cpu() ? PatchEmbedDevice::kCpu : PatchEmbedDevice::kCuda);
+}
+
 // On the host: every place is one of its image.
 void check_position_values(const PatchEmbedParams& params) {
   int64_t image = 0;
@@ -100,7 +104,8 @@ PatchEmbedParams patch_embed_params(const Tensor& pixel_values, const Tensor& we
   KEYE_CHECK(is_integer(position_ids.scalar_type()) && same_device(position_ids, weight), kOp,
              ": position_ids must be int32 or int64 on ", device_name(weight), ", got ",
              dtype_name(position_ids.scalar_type()), " on ", device_name(position_ids));
-  check_grid(kOp, grid, image_offsets, weight, total, 1);
+  const bool check_values = backend_of(weight).traits.checks_values;
+  check_grid(kOp, grid, image_offsets, weight, total, 1, check_values);
   check_normalisation(pixel_values, weight, mean, std);
   check_contiguous("weight", weight);
   check_contiguous("position_embedding", table);
@@ -118,12 +123,8 @@ PatchEmbedParams patch_embed_params(const Tensor& pixel_values, const Tensor& we
   params.side = side;
   params.wide_ids = position_ids.scalar_type() == ScalarType::Long;
   params.align_corners = align_corners;
-  if (position_ids.is_cpu()) check_position_values(params);
+  if (check_values) check_position_values(params);
   return params;
-}
-
-PatchEmbedBackend& backend_of(const Tensor& tensor) {
-  return patch_embed_backend(tensor.is_cpu() ? PatchEmbedDevice::kCpu : PatchEmbedDevice::kCuda);
 }
 
 // Whether the values of a patch lie one after another.

@@ -53,7 +53,7 @@ void backward(const PatchEmbedParams& params, ScalarType dtype, int /*device_ind
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(keye_ops, CPU, m) {
-  patch_embed_backend(PatchEmbedDevice::kCpu) = {&pack, &add_positions, &backward};
+  patch_embed_backend(PatchEmbedDevice::kCpu) = {&pack, &add_positions, &backward, kCpuTraits};
   m.impl("patch_embed", TORCH_BOX(&patch_embed));
   m.impl("patch_embed_backward", TORCH_BOX(&patch_embed_backward));
 }

@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/backend.h"
 #include "common/export.h"
 #include "patch_embed/patch_embed.h"
 
@@ -20,6 +21,7 @@ struct PatchEmbedBackend {
                torch::headeronly::ScalarType rows, int device_index);
   void (*add_positions)(const PatchEmbedParams&, torch::headeronly::ScalarType, int device_index);
   void (*backward)(const PatchEmbedParams&, torch::headeronly::ScalarType, int device_index);
+  BackendTraits traits;
 };
 
 // The entry of a device, which its library fills when it registers the ops below.

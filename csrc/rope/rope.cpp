@@ -69,12 +69,16 @@ void check_weights(const Tensor& q, const std::optional<Tensor>& q_norm_weight,
   }
 }
 
+RopeDevice device_of(const Tensor& tensor) {
+  return tensor.is_cpu() ? RopeDevice::kCpu : RopeDevice::kCuda;
+}
+
 // On the host a bad value raises; reading one on a device would make the host wait, so kernels
-// clamp.
+// clamp, and report to the error word.
 void check_values(const RopeParams& params) {
   for (int j = 0; j < params.head_dim / 2; j++) {
     KEYE_CHECK(params.inv_freq[j] >= 0 && params.inv_freq[j] <= 1,
-               "rope: inv_freq must be in [0, 1], got ", params.inv_freq[j]);
+               requirement_of(DeviceError::kRopeInvFreq), ", got ", params.inv_freq[j]);
     KEYE_CHECK(params.axis[j] >= 0 && params.axis[j] < params.num_axes,
                "rope: axis must be in [0, ", params.num_axes, "), got ", params.axis[j]);
   }
@@ -82,7 +86,7 @@ void check_values(const RopeParams& params) {
     for (int64_t token = 0; token < params.total; token++) {
       const int64_t position = rope_position(params, axis, token);
       KEYE_CHECK(position >= 0 && position < kRopeMaxPosition,
-                 "rope: position_ids must be in [0, 2**24), got ", position);
+                 requirement_of(DeviceError::kRopePositions), ", got ", position);
     }
   }
 }
@@ -126,12 +130,8 @@ RopeParams rope_params(const Tensor& q, const Tensor& k, const Tensor& position_
   params.position_is_int64 = position_ids.scalar_type() == ScalarType::Long;
   params.interleaved = interleaved;
   params.inverse = inverse;
-  if (q.is_cpu()) check_values(params);
+  if (rope_backend(device_of(q)).traits.checks_values) check_values(params);
   return params;
-}
-
-RopeDevice device_of(const Tensor& tensor) {
-  return tensor.is_cpu() ? RopeDevice::kCpu : RopeDevice::kCuda;
 }
 
 // In place every element must be its own: no two indices of a tensor, and none of q and of k, may
@@ -221,7 +221,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rope_backward(
 
   const RopeBackend& backend = rope_backend(device_of(q));
   const int32_t partial_dtype =
-      backend.partials_are_fp64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+      backend.traits.partials_are_fp64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   params.num_partials = backend.num_partials(params.total);
   Tensor out_q = new_empty_like(q), out_k = new_empty_like(k);
   params.q = rope_tensor(q, out_q, q_norm_weight);

@@ -3,6 +3,7 @@
 // the warp goes through the heads of a token.
 #pragma once
 
+#include "common/error_word.cuh"
 #include "common/sincos.h"
 #include "common/vec.cuh"
 #include "rope/rope.h"
@@ -57,9 +58,17 @@ KEYE_DEVICE RopeLane<kVec> make_lane(const RopeParams& params, int lane_idx) {
     const bool is_first = params.interleaved || d < pairs;
     // NOTE: the table is the caller's; a bad row must not become a bad address, nor a bad frequency
     // an angle that sincos does not take.
-    const float inv_freq = fminf(fmaxf(params.inv_freq[pair], 0.0f), 1.0f);
+    const float wanted_freq = params.inv_freq[pair];
+    const float inv_freq = fminf(fmaxf(wanted_freq, 0.0f), 1.0f);
+    if (inv_freq != wanted_freq) {
+      report_error(params.error_word, DeviceError::kRopeInvFreq, wanted_freq);
+    }
     lane.inv_freq[i] = is_first != params.inverse ? -inv_freq : inv_freq;
-    lane.axis[i] = min(max(params.axis[pair], 0), params.num_axes - 1);
+    const int wanted_axis = params.axis[pair];
+    lane.axis[i] = min(max(wanted_axis, 0), params.num_axes - 1);
+    if (lane.axis[i] != wanted_axis) {
+      report_error(params.error_word, DeviceError::kRopeAxis, wanted_axis);
+    }
   }
   return lane;
 }
@@ -72,7 +81,11 @@ KEYE_DEVICE void token_angles(const RopeParams& params, const RopeLane<kVec>& la
   // Every lane loads one axis; a shuffle picks the one that a pair needs.
   const int my_axis = min(thread_idx() % kWarpSize, params.num_axes - 1);
   const int64_t value = rope_position(params, my_axis, token);
-  const auto position = static_cast<float>(min(max(value, int64_t{0}), kRopeMaxPosition - 1));
+  const int64_t safe = min(max(value, int64_t{0}), kRopeMaxPosition - 1);
+  if (safe != value) {
+    report_error(params.error_word, DeviceError::kRopePositions, static_cast<double>(value));
+  }
+  const auto position = static_cast<float>(safe);
   float my_cos[kHalf], my_sin[kHalf];
 #pragma unroll
   for (int i = 0; i < kHalf; i++) {

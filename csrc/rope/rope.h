@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/error_word.h"
 #include "common/host_device.h"
 
 namespace keye_ops {
@@ -29,6 +30,7 @@ struct RopeParams {
   const void* position_ids;  // [num_axes, total], int32 or int64
   const float* inv_freq;     // [head_dim / 2], radians a position
   const int32_t* axis;       // [head_dim / 2], row of position_ids that turns the pair
+  ErrorWord* error_word;     // of the device, for values out of range; unused on the host
   int64_t position_stride_axis, position_stride_token;
   int64_t total;
   int num_axes;

@@ -39,7 +39,7 @@ void backward(const RopeParams& params, Dtype dtype, int /*device_index*/) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(keye_ops, CPU, m) {
-  rope_backend(RopeDevice::kCpu) = {&forward, &backward, &num_partials, /*partials_are_fp64=*/true};
+  rope_backend(RopeDevice::kCpu) = {&forward, &backward, &num_partials, kCpuTraits};
   m.impl("rope", TORCH_BOX(&rope));
   m.impl("rope_", TORCH_BOX(&rope_inplace));
   m.impl("rope_backward", TORCH_BOX(&rope_backward));

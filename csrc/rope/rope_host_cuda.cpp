@@ -16,7 +16,7 @@ extern "C" {
 
 KEYE_API void rope_host_cuda_install() {
   cpu_backend() = {&rope_forward_host_cuda, &rope_backward_host_cuda, &rope_num_partials_host_cuda,
-                   /*partials_are_fp64=*/false};
+                   kCudaTraits};
 }
 
 KEYE_API void rope_host_cuda_restore() { cpu_backend() = kCpuBackend; }

@@ -108,6 +108,7 @@ const bool kRegistered = host_executor::register_kernel("rope", [](const Argumen
   rope.position_ids = arguments.array<void>("position_ids");
   rope.inv_freq = arguments.array<float>("inv_freq");
   rope.axis = arguments.array<int32_t>("axis");
+  rope.error_word = arguments.array<ErrorWord>("error_word");
   rope.total = arguments.integer("total");
   rope.position_stride_axis = rope.total;
   rope.position_stride_token = 1;

@@ -61,6 +61,7 @@ void launch_rope(const RopeParams& params, int device_index) {
   // A warp goes through all heads of a token, or through some where tokens are few. The backward
   // gives every warp whole tokens and a row of partial sums of its own.
   RopeKernelParams kernel_params{params, rows, 1};
+  kernel_params.rope.error_word = error_word(device_index);
   int64_t num_warps = params.num_partials;
   if (!kBackward) {
     const int rows_at_once = 4 * (kWarpSize / (params.head_dim / kVectorSize<T>));

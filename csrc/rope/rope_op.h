@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 
+#include "common/backend.h"
 #include "common/dtype.h"
 #include "common/export.h"
 #include "rope/rope.h"
@@ -19,7 +20,7 @@ struct RopeBackend {
   void (*forward)(const RopeParams&, Dtype, int device_index);
   void (*backward)(const RopeParams&, Dtype, int device_index);
   int (*num_partials)(int64_t total);  // rows of the norm weights' partial gradients
-  bool partials_are_fp64;              // or fp32
+  BackendTraits traits;
 };
 
 // The entry of a device, which its library fills when it registers the ops below.
