@@ -64,6 +64,7 @@ class Context:
         build: folder of the host executor and of the twins.
         seed: of random data.
         deadline: of the stage, as ``time.monotonic()`` tells it.
+        rest: items that are still to run, with the one under way.
         note: saves facts of an item that is still under way.
     """
 
@@ -72,11 +73,16 @@ class Context:
     build: Path
     seed: int = 0
     deadline: float = float("inf")
+    rest: int = 1
     note: Callable[[Found], None] = field(default=lambda facts: None)
 
     def left(self) -> float:
         """Seconds of the stage."""
         return self.deadline - time.monotonic()
+
+    def share(self, items: float = 1.0) -> float:
+        """Seconds of so many items, if all of those left get alike."""
+        return max(self.left(), 0.0) * min(items / self.rest, 1.0)
 
 
 # ---- time ----
@@ -115,9 +121,10 @@ def serve(module: Any, context: Context, journal: Path) -> int:
             write(items=[], reason=str(reason))
             return 0
         write(items=items)
-        for item in items:
+        for number, item in enumerate(items):
             if item in begun or context.left() <= 0:
                 continue
+            context.rest = len(items) - number
             begin = time.monotonic()
             write(begin=item, time=time.time())
             context.note = lambda facts, item=item: write(note=item, facts=facts)

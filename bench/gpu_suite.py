@@ -171,8 +171,11 @@ class Run:
         if print_it:
             reason = f" ({found['reason']})" if found["reason"] else ""
             print(f"{found['status']} {found['stage']}, {found['seconds']:.1f} s{reason}")
-            for problem in gpu_runner.problems(found):
+            problems = list(gpu_runner.problems(found))
+            for problem in problems[:5]:
                 print(f"  {problem.splitlines()[0][:300]}")
+            if len(problems) > 5:
+                print(f"  and {len(problems) - 5} more, in the file")
             sys.stdout.flush()
 
     def result(self) -> dict[str, Any]:
