@@ -64,7 +64,7 @@ def test_it_records_and_then_agrees(check):
 def test_one_kernel_is_one_line(check):
     check()
     lines = cuda_ledger.LEDGER.read_text().splitlines()
-    assert len([line for line in lines if KERNEL in line and '"registers": 77' in line]) == 3
+    assert len([line for line in lines if KERNEL in line and '"registers": 77' in line]) == 6
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_one_kernel_is_one_line(check):
     [
         ({"more": ["HGMMA.64x64x16.F32 R24, gdesc[UR4]"]}, f"{KERNEL} on sm_80: HGMMA 0 -> 1"),
         ({"nvcc": "13.1.5"}, "recorded with nvcc ['13.0.88'], built by ['13.1.5']"),
-        ({"stack": 8}, f"{KERNEL} on sm_100a spills: stack 8"),
-        ({"more": ["STL [R1], R4"]}, f"{KERNEL} on sm_100a spills: STL 1"),
+        ({"stack": 8}, f"{KERNEL} on sm_120a spills: stack 8"),
+        ({"more": ["STL [R1], R4"]}, f"{KERNEL} on sm_89 spills: STL 1"),
     ],
 )
 def test_what_the_compiler_changed_is_reported(check, library, message):
@@ -86,9 +86,23 @@ def test_a_spill_is_not_recorded(check):
     assert not cuda_ledger.LEDGER.exists()
 
 
-def test_every_architecture_must_be_there(check):
-    with pytest.raises(ValueError, match="must be built for sm_80, sm_90a, sm_100a, got sm_80"):
+def test_every_architecture_must_be_there_to_be_recorded(check):
+    message = "must be built for sm_80, sm_90a, sm_100a, sm_86, sm_89, sm_120a, got sm_80"
+    with pytest.raises(ValueError, match=message):
         check(architectures=["sm_80"])
+
+
+def test_three_must_be_there_to_be_checked(check):
+    check()
+    assert check("--check", architectures=cuda_ledger.REQUIRED) == ""
+    with pytest.raises(ValueError, match="must be built for sm_80, sm_90a, sm_100a, got sm_80"):
+        check("--check", architectures=["sm_80"])
+
+
+def test_an_architecture_that_need_not_be_there_is_checked_if_it_is(check):
+    check()
+    message = check("--check", more=["LDG.E R4, [R2.64]"])
+    assert f"{KERNEL} on sm_86: LDG.other 1 -> 2" in message
 
 
 def test_a_doctored_ledger_is_stale(check):

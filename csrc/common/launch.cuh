@@ -42,6 +42,8 @@ inline const bool kValidates = [] {
 
 // The error word of a device, for the params of kernels that read what only the device sees.
 ErrorWord* error_word(int device_index);
+// Waits for the device, and takes what its word holds.
+ErrorWord take_error_word(int device_index);
 // Waits for a stream of the current device and raises what its kernels have reported; not while a
 // graph is captured.
 void validate_launch(void* stream);
