@@ -63,6 +63,7 @@ class Move(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, device: str, kept: list[Any]) -> torch.Tensor:
+        """There."""
         whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
         copy = whole.clone() if device == "cpu" else whole.to(device)
         kept.append((whole, copy))
@@ -70,6 +71,7 @@ class Move(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dx: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """And back."""
         return dx.cpu(), None, None
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gpu_cases
 import gpu_device
 import torch
-from gpu_runner import Context, Found
 from gpu_parity import SEPARATOR
 from gpu_repeats import bits
+from gpu_runner import Context, Found
 
 REPLAYS = 3
 

@@ -42,9 +42,7 @@ def run(item: str, context: Context) -> Found:
     return {"cases": len(actual), "problems": [*problems, *reports], "facts": facts}
 
 
-def within_twice(
-    actual: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor
-) -> str | None:
+def within_twice(actual: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> str | None:
     """What ``tolerance.assert_within_twice`` would say, judged on the device."""
     if actual.dtype != plain.dtype:
         return f"dtype {actual.dtype} instead of {plain.dtype}"

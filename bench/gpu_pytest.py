@@ -30,7 +30,15 @@ def run(item: str, context: Context) -> Found:
     device = "cuda" if context.device == "cuda" else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / item)]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            str(TESTS / item),
+        ]
         # Names of parameters are parts of names: host_cuda has cuda in it.
         command += ["-k", f"{device} and not host_cuda", f"--junit-xml={report}", "--tb=line"]
         if importlib.util.find_spec("xdist") and device == "cuda":

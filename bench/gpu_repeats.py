@@ -8,8 +8,8 @@ from __future__ import annotations
 import gpu_cases
 import gpu_device
 import torch
-from gpu_runner import Context, Found
 from gpu_parity import SEPARATOR
+from gpu_runner import Context, Found
 
 REPEATS = 1000
 _LOOKS = 50  # how often the host looks whether time is over
