@@ -74,8 +74,8 @@ def _draw(axis: Any, title: str, timings: list[Timing], record: Record) -> None:
         line = sorted(line, key=lambda timing: places[timing.shape])
         values = [rate(timing)[0] for timing in line]
         spans = [
-            [v - v * t.median / t.high for v, t in zip(values, line, strict=True)],
-            [v * t.median / t.low - v for v, t in zip(values, line, strict=True)],
+            [max(v - v * t.median / t.high, 0.0) for v, t in zip(values, line, strict=True)],
+            [max(v * t.median / t.low - v, 0.0) for v, t in zip(values, line, strict=True)],
         ]
         axis.errorbar(
             [places[timing.shape] for timing in line],
