@@ -108,13 +108,15 @@ class Run:
     """One run of the suite: its stages, and the file that grows with them."""
 
     def __init__(
-        self, arguments: argparse.Namespace, gpu: str, stages: tuple[Stage, ...] = STAGES
+        self, arguments: argparse.Namespace, gpu: str, stages: tuple[Stage, ...] | None = None
     ) -> None:
         only = (arguments.only or "").split(",")
         skip = arguments.skip.split(",")
         self.arguments, self.gpu = arguments, gpu
         self.stages = [
-            s for s in stages if (not arguments.only or s.name in only) and s.name not in skip
+            one
+            for one in stages or STAGES
+            if (not arguments.only or one.name in only) and one.name not in skip
         ]
         self.begin, self.found = time.monotonic(), {}
         names = {"host_cuda": "host", "cpu": "cpu"}

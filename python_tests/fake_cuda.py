@@ -53,6 +53,21 @@ def fake_cuda(native: bool = True) -> Iterator[FakeTensorMode]:
         enter = stack.enter_context
         enter(mock.patch.object(torch.cuda, "current_device", return_value=0))
         enter(mock.patch.object(torch.Tensor, "pin_memory", lambda x: x))
+        enter(mock.patch.object(torch.cuda, "mem_get_info", return_value=(2**36, 2**36)))
+        enter(mock.patch.object(torch.nn.Module, "to", _move_module))
         if native:
             enter(mock.patch.object(dispatch, "has_kernel", return_value=True))
         yield enter(FakeTensorMode())
+
+
+def _move_module(module: torch.nn.Module, *where: object) -> torch.nn.Module:
+    """As Module.to, which cannot exchange fake parameters."""
+    for part in module.modules():
+        for kept in (part._parameters, part._buffers):
+            for name, x in kept.items():
+                if x is not None:
+                    moved = x.detach().to(*(w for w in where if x.is_floating_point() or
+                                            not isinstance(w, torch.dtype)))  # fmt: skip
+                    parameter = isinstance(x, torch.nn.Parameter)
+                    kept[name] = torch.nn.Parameter(moved) if parameter else moved
+    return module

@@ -1,17 +1,14 @@
-"""The CUDA path without a GPU: what every op promises of its results on fake tensors of ``cuda``."""
+"""The CUDA path without a GPU: shapes, strides and devices of results on fake tensors of cuda."""
 
 from __future__ import annotations
 
-import sys
-
+import bench_path  # noqa: F401
+import gpu_cases
 import pytest
 import torch
-from fake_cuda import ROOT, fake_cuda, unavailable
+from fake_cuda import fake_cuda, unavailable
 
 from keye_ops import dispatch
-
-sys.path.insert(0, str(ROOT / "bench"))
-import gpu_cases  # noqa: E402
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 NAMES = gpu_cases.names()
