@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 
+import bench_path
 import gpu_targets
 import pytest
 import torch
-from bench_path import ROOT
 from fake_cuda import fake_cuda
 from fake_cuda import unavailable as no_fakes
 
@@ -16,6 +16,7 @@ from keye_ops.bench_command import bench_module
 
 pytest.importorskip("tqdm")
 pytest.importorskip("rich")
+ROOT = bench_path.ROOT
 # What has no values cannot run what needs some.
 NEEDS_VALUES = ("DataDependentOutputException", "DynamicOutputShapeException")
 

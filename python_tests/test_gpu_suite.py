@@ -10,16 +10,17 @@ import subprocess
 import sys
 import time
 
+import bench_path
 import gpu_runner
 import gpu_suite
 import host_cuda
 import pytest
 import torch
-from bench_path import ROOT
 from gpu_runner import Stage
 
 pytest.importorskip("rich")
 pytest.importorskip("hypothesis")
+ROOT = bench_path.ROOT
 
 PLANTED = """
 import os, sys, time
