@@ -31,6 +31,7 @@ OPS = (
     "rope",
     "varlen_attention",
     "add_layer_norm",
+    "add_rms_norm",
     "merge_norm",
     "linear_gelu",
     "projector",

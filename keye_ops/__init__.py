@@ -2,12 +2,14 @@
 
 from keye_ops._version import __version__
 from keye_ops.add_layer_norm import add_layer_norm, layer_norm
+from keye_ops.add_rms_norm import add_rms_norm, rms_norm
 from keye_ops.check_errors import check_errors
 from keye_ops.dispatch import Dispatch, backend, last_dispatch
 from keye_ops.grid import PackedGrid
 from keye_ops.linear_gelu import linear_gelu
 from keye_ops.merge_norm import merge_norm
 from keye_ops.patch_embed import patch_embed
+from keye_ops.patchify import patchify
 from keye_ops.projector import projector
 from keye_ops.rope import rope, rope_, rope_2d, rope_2d_, rope_3d, rope_3d_
 from keye_ops.varlen_attention import varlen_attention
@@ -17,6 +19,7 @@ __all__ = [
     "PackedGrid",
     "__version__",
     "add_layer_norm",
+    "add_rms_norm",
     "backend",
     "check_errors",
     "last_dispatch",
@@ -24,7 +27,9 @@ __all__ = [
     "linear_gelu",
     "merge_norm",
     "patch_embed",
+    "patchify",
     "projector",
+    "rms_norm",
     "rope",
     "rope_",
     "rope_2d",

@@ -49,6 +49,7 @@ _last: dict[str, Dispatch] = {}
 _OP_OF_FORM = {
     **{"rope_2d": "rope", "rope_3d": "rope", "rope_2d_": "rope_", "rope_3d_": "rope_"},
     "layer_norm": "add_layer_norm",
+    "rms_norm": "add_rms_norm",
 }
 _last_op = ""
 
@@ -79,8 +80,8 @@ def last_dispatch(op: str | None = None) -> Dispatch | None:
 
     Args:
         op: a public name. The forms of rope report as ``rope`` and, in place, as ``rope_``;
-            ``layer_norm`` as ``add_layer_norm``; a projector as its parts. Compiled graphs are not
-            tracked.
+            ``layer_norm`` as ``add_layer_norm``, ``rms_norm`` as ``add_rms_norm``; a projector as
+            its parts. Compiled graphs are not tracked.
     """
     return _last.get(_OP_OF_FORM.get(op, op) if op else _last_op)
 

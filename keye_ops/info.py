@@ -18,6 +18,7 @@ HELP = "Print every op, backend and architecture with its availability, and how 
 
 # The dispatcher's names, by public op.
 OPS = {
+    "patchify": "patchify",
     "patch_embed": "patch_embed",
     "rope_2d": "rope",
     "rope_2d_": "rope_",
@@ -26,6 +27,8 @@ OPS = {
     "varlen_attention": "varlen_attention",
     "add_layer_norm": "add_layer_norm",
     "layer_norm": "add_layer_norm",
+    "add_rms_norm": "add_rms_norm",
+    "rms_norm": "add_rms_norm",
     "merge_norm": "merge_norm",
     "linear_gelu": "linear_gelu",
 }

@@ -291,13 +291,28 @@ def patch_embed(
     packed = as_packed_grid(grid, weight.device)
     args = (pixel_values, weight, bias, position_embedding, packed.grid, packed.image_offsets)
     options = (packed.position_ids, align_corners, list(image_mean), list(image_std))
-    unsupported = _unsupported(weight, bias, position_embedding)
+    unsupported = _unsupported(pixel_values, weight, bias, position_embedding)
     if dispatch.use_native("patch_embed", pixel_values, unsupported):
         return dispatch.call(torch.ops.keye_ops.patch_embed.default, args + options)
     return patch_embed_reference(*args, *options)
 
 
-def _unsupported(*parameters: torch.Tensor | None) -> str | None:
+def _unsupported(pixel_values: torch.Tensor, *parameters: torch.Tensor | None) -> str | None:
     """Why the native kernel does not take the arguments, or None if it does."""
-    good = all(x is None or x.is_contiguous() for x in parameters)
-    return None if good else "it needs a contiguous weight, bias and position_embedding"
+    tensors = [x for x in parameters if x is not None]
+    if not all(x.is_contiguous() for x in tensors):
+        return "it needs a contiguous weight, bias and position_embedding"
+    weight = tensors[0]
+    if dispatch.kernel_device(weight) != "cuda" or weight.dim() not in (2, 4):
+        return None
+    if weight.dtype == torch.float64:
+        return "it has no fp64 on cuda"
+    multiple = 16 // weight.element_size()
+    if weight.shape[0] % multiple:
+        return f"it needs a hidden size that is a multiple of {multiple} in {weight.dtype} on cuda"
+    if pixel_values.dtype == torch.uint8 and weight.dim() == 4 and weight.shape[1] > 4:
+        return f"it takes uint8 pixels of up to 4 channels on cuda, not {weight.shape[1]}"
+    plain = not torch.compiler.is_compiling()
+    if plain and any(x.data_ptr() % 16 for x in tensors):
+        return "it needs parameters at multiples of 16 bytes on cuda"
+    return None

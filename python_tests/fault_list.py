@@ -11,6 +11,8 @@ SOURCES = {
     "cluster_sum": SELFTEST + "cluster_sum.cuh",
     "row_sums": SELFTEST + "row_sums.cuh",
     "rope": "rope/rope.cuh",
+    "patch_embed": "patch_embed/patch_embed.cuh",
+    "patchify": "patchify/patchify.cuh",
 }
 
 
@@ -472,4 +474,151 @@ ROPE = _of(
     ),
 )
 
-FAULTS = [*GEMM_MMA, *GEMM_WGMMA, *CLUSTER_SUM, *ROW_SUMS, *ROPE]
+PATCH_EMBED = _of(
+    "patch_embed",
+    (
+        "word behind the row",
+        "if (4 * i < num_bytes) word",
+        "if (4 * i <= num_bytes) word",
+        "out_of_bounds",
+    ),
+    (
+        "16 bytes of a row at a multiple of 8",
+        "kWords % 4 == 0 && word_bytes == 16",
+        "kWords % 4 == 0 && word_bytes >= 8",
+        "misaligned, out_of_bounds",
+    ),
+    (
+        "32-bit offset",
+        "in + (first_row + row) * in_stride",
+        "in + int(first_row + row) * int(in_stride)",
+        "out_of_bounds",
+    ),
+    (
+        "rows of the last block not counted",
+        "min(int64_t{kPackRows}, num_rows - first_row)",
+        "int64_t{kPackRows}",
+        "out_of_bounds",
+    ),
+    ("last row not packed", "i < rows * num_chunks", "i < (rows - 1) * num_chunks", "unwritten"),
+    (
+        "another channel's mean",
+        "int channel = first / params.area;",
+        "int channel = 0;",
+        "wrong numbers",
+    ),
+    (
+        "padding that is not zero",
+        "i < num_values ? normalised_byte(byte, by) : 0.0f",
+        "normalised_byte(byte, by)",
+        "wrong numbers",
+    ),
+    (
+        "taps read before they are there",
+        "  syncthreads();\n\n  // Then the threads",
+        "\n  // Then the threads",
+        "race, uninitialized",
+    ),
+    ("bad place not noticed", "if (taps.good) {", "if (true) {", "wrong numbers"),
+    (
+        "one chunk for two threads",
+        "chunk = thread_idx() % num_chunks;",
+        "chunk = (thread_idx() - thread_idx() % 2) % num_chunks;",
+        "race, wrong numbers",
+    ),
+    (
+        "token before the block's",
+        "(first + row) * params.hidden + column",
+        "(first + row - 1) * params.hidden + column",
+        "out_of_bounds",
+    ),
+    (
+        "a cell for a patch that does not exist",
+        "if (patch >= params.total) return;",
+        "if (patch > params.total) return;",
+        "out_of_bounds",
+    ),
+    (
+        "search past the last patch",
+        "last = params.total;",
+        "last = params.total + 1;",
+        "out_of_bounds",
+    ),
+    (
+        "entries read before they are there",
+        "    syncthreads();\n\n    // ... then all",
+        "\n    // ... then all",
+        "race, uninitialized",
+    ),
+    (
+        "entries overwritten while they are read",
+        "    }\n    syncthreads();\n  }\n\n  if (!active) return;",
+        "    }\n  }\n\n  if (!active) return;",
+        "race",
+    ),
+    ("idle threads store", "  if (!active) return;\n", "", "race, out_of_bounds"),
+    (
+        "parts share their sums",
+        "params.partials + part * params.side",
+        "params.partials + part / 2 * params.side",
+        "race",
+    ),
+    (
+        "a part without its last patch",
+        "length * (part + 1) / params.num_parts;",
+        "length * (part + 1) / params.num_parts - 1;",
+        "wrong numbers",
+    ),
+)
+
+PATCHIFY = _of(
+    "patchify",
+    (
+        "weights not waited for",
+        "  syncthreads();\n  tile.first_byte",
+        "  tile.first_byte",
+        "race",
+    ),
+    (
+        "rows not waited for",
+        "      syncthreads();\n      filter_across",
+        "      filter_across",
+        "race",
+    ),
+    (
+        "columns not waited for",
+        "      syncthreads();\n      filter_down",
+        "      filter_down",
+        "race",
+    ),
+    (
+        "patches not waited for",
+        "    syncthreads();\n    const int patch_bytes",
+        "    const int patch_bytes",
+        "race, uninitialized",
+    ),
+    ("16 bytes past a row", "at + kVectorBytes <= end", "at < end", "out_of_bounds"),
+    ("16 bytes before a row", "if (at >= begin && ", "if (", "out_of_bounds"),
+    (
+        "32-bit offset",
+        "frame_idx * patchify.stride_frame",
+        "int(frame_idx) * int(patchify.stride_frame)",
+        "out_of_bounds",
+    ),
+    (
+        "a group not filled up",
+        "num_groups * kPatchifyGroup, shared.source",
+        "num_rows, shared.source",
+        "uninitialized",
+    ),
+    ("one word not stored", "i < tile.columns / side * patch_bytes;",
+     "i < tile.columns / side * patch_bytes - 4;", "unwritten"),
+    ("one frame too many", "end_frame = min(first_frame + params.frames_per_block,",
+     "end_frame = min(first_frame + params.frames_per_block + 1,", "race"),
+    ("one tap too many", "y < min(end, first_row + num_rows)",
+     "y <= min(end, first_row + num_rows - 1)", "wrong numbers, uninitialized"),
+    ("channels in the wrong order", "column / side * 3 + channel",
+     "column / side * 3 + 2 - channel", "wrong numbers"),
+)  # fmt: skip
+
+FAULTS = [*GEMM_MMA, *GEMM_WGMMA, *CLUSTER_SUM, *ROW_SUMS, *ROPE, *PATCH_EMBED, *PATCHIFY]

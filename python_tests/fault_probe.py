@@ -13,9 +13,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import patch_embed_probe
+import patchify_probe
 import rope_probe
 import selftest_kernels as kernels
 
+PROBES = {
+    "patch_embed": patch_embed_probe,
+    "patchify": patchify_probe,
+    "rope": rope_probe,
+}
 SHAPES = {
     "gemm_mma": [(70, 72, 104), (64, 128, 256)],
     "gemm_wgmma": [(70, 72, 392), (64, 8, 64)],
@@ -39,9 +46,9 @@ def schedules(executor: ModuleType) -> list[Any]:
 def run(kernel: str, folder: Path) -> list[dict[str, Any]]:
     """The findings of every case and schedule."""
     executor = kernels.load(folder)
-    if kernel == "rope":
-        executor.load_library(str(folder / "host_cuda_rope.so"))
-        makers = rope_probe.launches(executor)
+    if kernel in PROBES:
+        executor.load_library(str(folder / f"host_cuda_{kernel}.so"))
+        makers = PROBES[kernel].launches(executor)
     else:
         executor.load_library(str(folder / "host_cuda_selftest.so"))
         make = getattr(kernels, kernel)
@@ -50,7 +57,8 @@ def run(kernel: str, folder: Path) -> list[dict[str, Any]]:
     for maker in makers:
         for schedule in schedules(executor):
             report, right = maker().run(executor, schedule)
-            runs.append({"findings": findings_of(report), "right": right})
+            findings = findings_of(report)
+            runs.append({"findings": findings, "right": right, "traffic": report.traffic})
     return runs
 
 

@@ -520,6 +520,58 @@ def layer_norm_problem(choices):
     return problem
 
 
+RMS_NORM = common(
+    rows=st.integers(0, 20),
+    channels=_channels,
+    residual=st.booleans(),
+    eps=st.sampled_from((1e-6, 1e-5, 0.1)),
+    scale=st.sampled_from((1.0, 1.0, 1e-3, 100.0)),
+    layout=st.sampled_from(("contiguous", "offset", "rows", "columns")),
+)
+
+
+def rms_norm_problem(choices):
+    _, randn = randoms(choices)
+    rows, channels, eps = choices["rows"], choices["channels"], choices["eps"]
+    buffers, layout = [], choices["layout"]
+    inputs = {"x": embed(randn(rows, channels) * choices["scale"], buffers, layout)}
+    if choices["residual"]:
+        inputs["residual"] = embed(randn(rows, channels), buffers, layout)
+    inputs["weight"] = embed(randn(channels), buffers)
+
+    def call(inputs, eps=eps):
+        if choices["residual"]:
+            out = keye_ops.add_rms_norm(*inputs.values(), eps=eps)
+            return dict(zip(("sum", "out"), out, strict=True))
+        return {"out": keye_ops.rms_norm(*inputs.values(), eps=eps)}
+
+    def meaning(inputs, exact=True):
+        x, *residual, weight = inputs.values()
+        outs = {}
+        if residual:
+            x = outs["sum"] = x + residual[0]
+        if exact:  # the stream keeps the rounding of its dtype
+            x = x + (x.to(choices["dtype"]).double() - x).detach()
+            outs["out"] = x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+        else:
+            outs["out"] = F.rms_norm(x, weight.shape, weight, eps)
+        return {k: x.contiguous() for k, x in outs.items()}
+
+    stream = sum(inputs[k].double() for k in ("x", "residual") if k in inputs)
+    rstd = (stream.square().mean(-1) + eps).rsqrt()
+    spread = largest(stream.abs().amax(-1) * rstd) if stream.numel() else 1.0
+    dx = 8 * largest(inputs["weight"]) * largest(rstd) * (1 + spread)
+    scales = {"sum": 0.0, "out": spread * largest(inputs["weight"]), "dx": dx, "dresidual": dx}
+    scales["dweight"] = 4 * spread * (1 + rows) ** 0.5
+    problem = Problem(
+        inputs, call, lambda x: meaning(x, False), meaning, scales, buffers, choices["gradients"]
+    )
+    problem.special = plant(choices, "x", rows)
+    if problem.special:
+        problem.unseen = others(rows, problem.special[1])
+    return problem
+
+
 MERGE = common(
     merge=st.sampled_from((1, 2, 2, 2, 3)),
     images=st.lists(st.tuples(*(st.integers(1, 3),) * 3), max_size=4),
@@ -733,6 +785,7 @@ OPS = {
     "varlen_attention": (ATTENTION, attention_problem),
     "rope": (ROPE, rope_problem),
     "add_layer_norm": (LAYER_NORM, layer_norm_problem),
+    "add_rms_norm": (RMS_NORM, rms_norm_problem),
     "merge_norm": (MERGE, merge_problem),
     "linear_gelu": (LINEAR, linear_problem),
     "patch_embed": (PATCH, patch_problem),

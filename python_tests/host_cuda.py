@@ -23,7 +23,7 @@ from keye_ops import dispatch, extension
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "host_executor"
-OPS = ("check_errors", "rope")
+OPS = ("check_errors", "patch_embed", "patchify", "rope")
 SEED = int(os.environ.get("KEYE_OPS_HOST_CUDA_SEED", "0"))
 
 

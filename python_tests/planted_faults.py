@@ -39,6 +39,7 @@ class Outcome:
         hidden: in how many of those there was a finding.
         places: source lines of the first finding of an expected kind.
         error: why there is no outcome.
+        traffic: bytes loaded and stored in every run, by the name of the memory.
     """
 
     found: dict[str, int]
@@ -47,6 +48,7 @@ class Outcome:
     hidden: int
     places: tuple[str, ...]
     error: str = ""
+    traffic: tuple[dict[str, list[int]], ...] = ()
 
     def catches(self, fault: Fault) -> bool:
         """Whether a finding of an expected kind, or wrong numbers where only they can tell."""
@@ -95,6 +97,7 @@ def observe(fault: Fault, libraries: Path) -> Outcome:
     if result.returncode != 0:
         return _failed(f"its process ended with {result.returncode}: {result.stderr[-500:]}")
     runs = json.loads(result.stdout.splitlines()[-1])
+    traffic = tuple(run["traffic"] for run in runs)
     found: dict[str, int] = {}
     for run in runs:
         for kind in dict.fromkeys(finding["kind"] for finding in run["findings"]):
@@ -110,7 +113,7 @@ def observe(fault: Fault, libraries: Path) -> Outcome:
     )
     right = [run for run in runs if run["right"]]
     hidden = sum(bool(run["findings"]) for run in right)
-    return Outcome(found, len(runs), len(right), hidden, places)
+    return Outcome(found, len(runs), len(right), hidden, places, traffic=traffic)
 
 
 def _failed(reason: str) -> Outcome:

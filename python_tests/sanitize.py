@@ -18,6 +18,7 @@ TESTS = (
     "varlen_attention",
     "merge_norm",
     "add_layer_norm",
+    "add_rms_norm",
     "patch_embed",
     "linear_gelu",
     "fuzz",

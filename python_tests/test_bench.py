@@ -22,7 +22,7 @@ pytest.importorskip("rich")
 harness, report, results, suite = map(bench_module, ("harness", "report", "results", "suite"))
 ROOT = Path(__file__).resolve().parent.parent
 OPS = {"rope", "patch_embed", "merge_norm", "linear_gelu", "projector", "varlen_attention"}
-OPS |= {"add_layer_norm", "vision_tower"}
+OPS |= {"add_layer_norm", "add_rms_norm", "vision_tower"}
 TINY = {
     "image 378²": [(1, 3, 3)],
     "image 392²": [(1, 4, 4)],
@@ -191,6 +191,7 @@ def tiny(monkeypatch):
         "vision_tower": {"THUMBNAILS": (1, 3)},
         "varlen_attention": {"TEXT": (24,)},
         "rope": {"TEXT": (24,)},
+        "add_rms_norm": {"TEXT": (24,)},
     }.items():
         for name, value in constants.items():
             monkeypatch.setattr(suite.script(op), name, value)
@@ -310,7 +311,7 @@ def test_list_times_nothing(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "op must be one of add_layer_norm, linear_gelu, merge_norm, "),
+        (["nonsense"], "op must be one of add_layer_norm, add_rms_norm, linear_gelu, "),
         (["rope", "--mode", "full"], "no chosen case has --mode full"),
         (["rope", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["rope", "--device", "nonsense"], "--device must be a device that works here"),

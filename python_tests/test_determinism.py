@@ -58,6 +58,12 @@ def add_layer_norm(dtype):
     return leaves, lambda *x: keye_ops.add_layer_norm(*x)
 
 
+def add_rms_norm(dtype):
+    randn = randoms(dtype)
+    leaves = [randn(1777, 144), randn(1777, 144), randn(144)]
+    return leaves, lambda *x: keye_ops.add_rms_norm(*x)
+
+
 def merge_norm(dtype, width=72):
     randn, grid = randoms(dtype), PackedGrid.from_grid_thw(GRID)
     leaves = [randn(grid.total, 72), randn(width), randn(width)]
@@ -84,6 +90,7 @@ CASES = {
     "varlen_attention": (attention, causal_attention),
     "rope": (rope, normed_rope),
     "add_layer_norm": (add_layer_norm,),
+    "add_rms_norm": (add_rms_norm,),
     "merge_norm": (merge_norm, merge_then_norm),
     "linear_gelu": (linear_gelu,),
     "patch_embed": (patch_embed,),
@@ -182,6 +189,16 @@ def test_rows_of_add_layer_norm(dtype):
     together = function(x, residual, *parameters)
     for rows in (slice(0, 1), slice(1776, 1777), slice(7, 40), slice(100, 1301)):
         alone = function(x[rows], residual[rows], *parameters)
+        assert_equal_bits(alone, [y[rows] for y in together])
+
+
+@needs_native_kernel("add_rms_norm")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_add_rms_norm(dtype):
+    (x, residual, weight), function = add_rms_norm(dtype)
+    together = function(x, residual, weight)
+    for rows in (slice(0, 1), slice(1776, 1777), slice(7, 40), slice(100, 1301)):
+        alone = function(x[rows], residual[rows], weight)
         assert_equal_bits(alone, [y[rows] for y in together])
 
 

@@ -38,6 +38,8 @@ OPS = (
     "varlen_attention_backward",
     "add_layer_norm",
     "add_layer_norm_backward",
+    "add_rms_norm",
+    "add_rms_norm_backward",
     "merge_norm",
     "merge_norm_backward",
     "linear_gelu",

@@ -137,6 +137,52 @@ def test_rows_are_read_in_whole_sectors(executor):
     assert report.counters["global_sectors"] == report.counters["global_ideal"] > 0
 
 
+def test_bytes_of_global_memory_are_counted(executor):
+    rows, columns = 5, 132
+    traffic = {}
+    report = assert_clean(make(executor, "row_sums", rows, columns), executor, executor.Schedule())
+    traffic["x"] = (rows * columns * 4, 0)
+    traffic["sums"] = (rows * 4, rows * 4)  # the last block reads them all
+    traffic["total"] = (0, 4)
+    traffic["arrived"] = (rows * 4, rows * 4 + 4)  # an addition a block, and an exchange
+    assert report.traffic == traffic
+    assert report.counters["global_bytes_loaded"] == (rows * columns + rows + rows) * 4
+    assert report.counters["global_bytes_stored"] == (rows + 1 + rows + 1) * 4
+
+
+def test_bytes_of_asynchronous_copies_are_counted(executor):
+    m, n, k = 70, 72, 104  # two blocks each way, and what is left of a tile is not asked for
+    operands = {"a": (2 * m * k * 2, 0), "b": (2 * n * k * 2, 0)}
+    for kernel, size in (("gemm_mma", 4), ("gemm_wgmma", 2)):
+        report = assert_clean(make(executor, kernel, m, n, k), executor, executor.Schedule())
+        assert report.traffic == operands | {"c": (0, m * n * size)}
+        assert report.counters["global_bytes_loaded"] == 4 * (m + n) * k
+        assert report.counters["global_bytes_stored"] == m * n * size
+
+
+@pytest.mark.parametrize("kernel", SMALL)
+def test_bytes_do_not_depend_on_the_schedule(executor, kernel):
+    traffic = []
+    for schedule in schedules(executor):
+        launch = make(executor, kernel, *SMALL[kernel])
+        traffic.append(assert_clean(launch, executor, schedule).traffic)
+    assert traffic[0]
+    assert traffic == traffic[:1] * len(traffic)
+
+
+def test_sectors_are_those_of_a_warps_requests(executor):
+    rows, columns = 5, 132
+    schedule = executor.Schedule(counters=True)
+    report = assert_clean(make(executor, "row_sums", rows, columns), executor, schedule)
+    # The first warp of a row asks for 16 sectors, the second for the half one behind them; every
+    # other row starts in the middle of a sector, so that the first asks for 17.
+    assert report.sectors["x"] == (rows * (16 + 1) + rows // 2, 0)
+    assert report.sectors["total"] == (0, 1)
+    plain = assert_clean(make(executor, "row_sums", rows, columns), executor, executor.Schedule())
+    assert plain.sectors == {}
+    assert plain.traffic == report.traffic
+
+
 def test_tensors_past_two_billion_elements_take_little_memory(executor):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     stride = 2**31 + 8  # elements: three rows are 16 GiB apart

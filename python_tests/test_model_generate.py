@@ -82,7 +82,7 @@ def test_finished_prompts_are_not_computed(model):
     free = generate(model, batch, max_new_tokens=6, stop_token_ids=[])
     stop = next(t for t in free[0][:3] if t not in free[1])
     rows = []
-    hook = model.model.norm.register_forward_hook(lambda _, args, out: rows.append(len(out)))
+    hook = model.model.norm.register_forward_hook(lambda _, args, out: rows.append(len(args[0])))
     try:
         generate(model, batch, max_new_tokens=6, stop_token_ids=[stop])
     finally:

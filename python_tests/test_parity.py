@@ -31,7 +31,7 @@ OPS = {
     "projector": {"merge_norm", "linear_gelu"},
     "tower": {"patch_embed", "add_layer_norm", "linear_gelu", "rope_", "varlen_attention"},
     "text attention": {"rope_", "varlen_attention"},
-    "text logits": {"rope_", "varlen_attention"},
+    "text logits": {"add_rms_norm", "rope_", "varlen_attention"},
     "patches": set(),
     "rope index": set(),
 }

@@ -1,4 +1,4 @@
-// torch's own linear, by its dispatcher.
+// Operators of torch that its stable headers do not have, by its dispatcher.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -6,6 +6,7 @@
 
 #include <array>
 #include <optional>
+#include <utility>
 
 namespace keye_ops {
 
@@ -27,6 +28,18 @@ inline torch::stable::Tensor aten_linear(const torch::stable::Tensor& x,
   TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
   return in_dtype_of(torch::stable::detail::to<torch::stable::Tensor>(stack[0]), weight);
+}
+
+// x [N] in ascending order, and where each value was; equal values keep their order.
+inline std::pair<torch::stable::Tensor, torch::stable::Tensor> aten_stable_sort(
+    const torch::stable::Tensor& x) {
+  std::array<StableIValue, 4> stack{
+      torch::stable::detail::from(x), torch::stable::detail::from(std::optional<bool>(true)),
+      torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(false)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  return {torch::stable::detail::to<torch::stable::Tensor>(stack[0]),
+          torch::stable::detail::to<torch::stable::Tensor>(stack[1])};
 }
 
 }  // namespace keye_ops

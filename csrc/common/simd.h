@@ -324,6 +324,10 @@ KEYE_HOST_DEVICE Pair<V> operator+(Pair<V> a, Pair<V> b) {
   return {a.first + b.first, a.second + b.second};
 }
 template <class V>
+KEYE_HOST_DEVICE Pair<V> operator-(Pair<V> a, Pair<V> b) {
+  return {a.first - b.first, a.second - b.second};
+}
+template <class V>
 KEYE_HOST_DEVICE Pair<V> operator*(Pair<V> a, Pair<V> b) {
   return {a.first * b.first, a.second * b.second};
 }

@@ -3,17 +3,14 @@
 
 #include <cmath>
 
+#include "common/fused_multiply_add.h"
 #include "common/host_device.h"
-#if !defined(__CUDACC__)
-#include "common/simd.h"  // floor_of and fused_multiply_add of vectors
-#endif
 
 namespace keye_ops {
 
 #if defined(__CUDACC__)
 KEYE_HOST_DEVICE float floor_of(float x) { return floorf(x); }
 KEYE_HOST_DEVICE float round_of(float x) { return rintf(x); }
-KEYE_HOST_DEVICE float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 #endif
 
 // Absolute error below 6e-8 for |angle| <= 2**20 and 1.2e-7 up to 2**24. The angle is reduced by

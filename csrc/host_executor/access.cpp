@@ -26,7 +26,8 @@ bool checked_access(const void* p, size_t bytes, Direction direction, uint32_t s
                         : memory.write(const_cast<void*>(p), bytes, access);
   if (machine->schedule.counters) {
     const Region* region = memory.find(p);
-    count_request(thread, p, bytes, site, region != nullptr && region->block != nullptr);
+    count_request(thread, p, bytes, site, region != nullptr && region->block != nullptr,
+                  direction == Direction::kWrite);
   }
   return good;
 }
@@ -130,8 +131,13 @@ void count_shared(const Request& request, Counters& counters) {
 
 void count_global(const Request& request, Counters& counters) {
   std::set<uint64_t> sectors, touched;
+  std::set<std::pair<Region*, uint64_t>> of_regions;
   for (const auto& [lane, access] : request.lanes) {
     const auto [address, bytes] = access;
+    Region* region = Memory::instance().find(reinterpret_cast<const void*>(address));
+    for (uint64_t sector = address / 32; sector <= (address + bytes - 1) / 32; sector++) {
+      if (region != nullptr) of_regions.insert({region, sector});
+    }
     for (uint64_t byte = address; byte < address + bytes; byte++) {
       sectors.insert(byte / 32);
       touched.insert(byte);
@@ -140,6 +146,10 @@ void count_global(const Request& request, Counters& counters) {
   counters.global_requests++;
   counters.global_sectors += sectors.size();
   counters.global_ideal += (touched.size() + 31) / 32;
+  for (const auto& [region, sector] : of_regions) {
+    Traffic& traffic = region->traffic;
+    (request.stores ? traffic.sectors_stored : traffic.sectors_loaded)++;
+  }
 }
 
 }  // namespace
@@ -148,11 +158,13 @@ Access access_of(Thread& thread, uint32_t site) {
   return {&thread.knowledge, thread.epoch(), site};
 }
 
-void count_request(Thread& thread, const void* p, size_t bytes, uint32_t site, bool shared) {
+void count_request(Thread& thread, const void* p, size_t bytes, uint32_t site, bool shared,
+                   bool stores) {
   const uint64_t occurrence = thread.occurrences[site * 2 + shared]++;
   const uint64_t key = ((occurrence * 8192 + site) * 2 + shared) * 32 + thread.index / kWarpSize;
   Request& request = thread.block->requests[key];
   request.shared = shared;
+  request.stores = stores;
   request.lanes[thread.lane()] = {reinterpret_cast<uintptr_t>(p), static_cast<uint32_t>(bytes)};
 }
 

@@ -82,6 +82,17 @@ py::dict counters_of(const Report& report) {
   all["global_requests"] = c.global_requests;
   all["global_sectors"] = c.global_sectors;
   all["global_ideal"] = c.global_ideal;
+  all["global_bytes_loaded"] = c.global_bytes_loaded;
+  all["global_bytes_stored"] = c.global_bytes_stored;
+  return all;
+}
+
+py::dict traffic_of(const Report& report, uint64_t Traffic::* loaded, uint64_t Traffic::* stored) {
+  py::dict all;
+  for (const auto& [name, traffic] : report.traffic) {
+    if (traffic.*loaded + traffic.*stored == 0) continue;
+    all[name.c_str()] = py::make_tuple(traffic.*loaded, traffic.*stored);
+  }
   return all;
 }
 
@@ -125,6 +136,16 @@ PYBIND11_MODULE(_host_executor, m) {
   py::class_<Report>(m, "Report")
       .def_readonly("findings", &Report::findings)
       .def_property_readonly("counters", &counters_of)
+      .def_property_readonly("traffic",
+                             [](const Report& report) {
+                               return traffic_of(report, &Traffic::bytes_loaded,
+                                                 &Traffic::bytes_stored);
+                             })
+      .def_property_readonly("sectors",
+                             [](const Report& report) {
+                               return traffic_of(report, &Traffic::sectors_loaded,
+                                                 &Traffic::sectors_stored);
+                             })
       .def_property_readonly("kinds",
                              [](const Report& report) {
                                std::vector<std::string> kinds;

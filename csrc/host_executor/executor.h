@@ -99,11 +99,21 @@ struct Counters {
   uint64_t shared_requests = 0, shared_wavefronts = 0;  // a warp's request and its ideal are equal
   uint64_t shared_ideal = 0;                            // wavefronts without conflicts
   uint64_t global_requests = 0, global_sectors = 0, global_ideal = 0;
+  // What the accesses of global memory ask for: a byte counts once for every thread, atomic (both
+  // ways) or asynchronous copy that asks for it.
+  uint64_t global_bytes_loaded = 0, global_bytes_stored = 0;
+};
+
+struct Traffic {
+  uint64_t bytes_loaded = 0, bytes_stored = 0;
+  // With counters: 32-byte sectors of the requests of warps, which are what a GPU moves.
+  uint64_t sectors_loaded = 0, sectors_stored = 0;
 };
 
 struct HOST_EXECUTOR_API Report {
   std::vector<Finding> findings;
   Counters counters;
+  std::map<std::string, Traffic> traffic;  // by name of the memory: the counters' bytes
   uint64_t count(Kind kind) const;
   // Readable, with source lines of both places.
   std::string text() const;

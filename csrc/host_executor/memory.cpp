@@ -226,6 +226,7 @@ bool Memory::check_readers(const Region& region, Cell& cell, const void* p, cons
 bool Memory::read(const void* p, size_t bytes, const Access& access) {
   Region* region = locate(p, bytes, access, "read");
   if (region == nullptr) return false;
+  region->traffic.bytes_loaded += bytes;
   if (region->role == Role::kInput) return true;
   region->touched = true;
   Cell* cells = region->cells + (static_cast<const unsigned char*>(p) - region->base);
@@ -262,6 +263,7 @@ bool Memory::read(const void* p, size_t bytes, const Access& access) {
 bool Memory::write(void* p, size_t bytes, const Access& access) {
   Region* region = locate(p, bytes, access, "write");
   if (region == nullptr) return false;
+  region->traffic.bytes_stored += bytes;
   if (region->role == Role::kInput) {
     report(Kind::kReadOnly, access.site, 0, "write to " + describe(*region, p) + ", an input");
     return false;
@@ -312,6 +314,7 @@ void Memory::arrived(void* p, size_t bytes) {
 
 void Memory::forget_accesses() {
   for (Region& region : slots_) {
+    region.traffic = {};
     if (!region.touched || region.cells == nullptr) continue;
     region.touched = false;
     if (region.bytes > kPoisonLimit) {  // has no flags to keep
@@ -326,6 +329,20 @@ void Memory::forget_accesses() {
   }
   readers_.clear();
   free_readers_.clear();
+}
+
+void Memory::add_traffic(Report& report) {
+  for (const Region* region : regions()) {
+    const Traffic& traffic = region->traffic;
+    if (region->block != nullptr || traffic.bytes_loaded + traffic.bytes_stored == 0) continue;
+    report.counters.global_bytes_loaded += traffic.bytes_loaded;
+    report.counters.global_bytes_stored += traffic.bytes_stored;
+    Traffic& sum = report.traffic[region->name];
+    sum.bytes_loaded += traffic.bytes_loaded;
+    sum.bytes_stored += traffic.bytes_stored;
+    sum.sectors_loaded += traffic.sectors_loaded;
+    sum.sectors_stored += traffic.sectors_stored;
+  }
 }
 
 void Memory::mark_mbarrier(void* p, bool present) {

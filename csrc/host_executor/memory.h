@@ -40,6 +40,7 @@ struct Region {
   Cell* cells = nullptr;   // null: dense, and never written
   size_t cells_bytes = 0;
   bool touched = false;  // by a launch
+  Traffic traffic;       // of a launch
 
   bool contains(size_t offset, size_t size) const {
     return offset <= bytes && size <= bytes - offset;
@@ -87,6 +88,8 @@ class Memory {
   void mark_mbarrier(void* p, bool present);
   // Between launches everything is ordered; what is initialised stays.
   void forget_accesses();
+  // Adds what the accesses since then asked global memory for.
+  void add_traffic(Report& report);
 
  private:
   static constexpr size_t kSlotBytes = size_t{1} << 37, kSlots = 256;

@@ -472,6 +472,7 @@ Report launch(const LaunchConfig& config, void (*run)(const void* context), cons
       }
     }
   }
+  Memory::instance().add_traffic(running.report);
   return std::move(running.report);
 }
 

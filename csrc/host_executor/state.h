@@ -137,7 +137,7 @@ struct Mbarrier {
 };
 
 struct Request {  // accesses of a warp's lanes by one instruction
-  bool shared = false;
+  bool shared = false, stores = false;
   std::map<uint32_t, std::pair<uint64_t, uint32_t>> lanes;  // address and bytes
 };
 
@@ -253,7 +253,8 @@ void check_registers(Thread& thread, const void* p, size_t bytes, bool is_write,
 // Null, with a report, if the address is not in the cluster's shared memory.
 unsigned char* shared_pointer(uint32_t address, size_t bytes, uint32_t site, const char* what);
 Access access_of(Thread& thread, uint32_t site);
-void count_request(Thread& thread, const void* p, size_t bytes, uint32_t site, bool shared);
+void count_request(Thread& thread, const void* p, size_t bytes, uint32_t site, bool shared,
+                   bool stores = false);
 void count_requests(Block& block);
 
 #define HOST_EXECUTOR_SITE ::host_executor::site_of(__builtin_return_address(0))

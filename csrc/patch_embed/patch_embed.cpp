@@ -2,12 +2,14 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "common/allocate.h"
 #include "common/aten.h"
 #include "common/check.h"
 #include "common/grid.h"
+#include "common/partial_sums.h"
 #include "patch_embed/patch_embed_op.h"
 
 namespace keye_ops {
@@ -137,30 +139,96 @@ bool has_whole_patches(const Tensor& pixel_values) {
   return true;
 }
 
-// Pixels as rows [N, K] in the weight's dtype: a view where they are that already.
-Tensor pixel_rows(const Tensor& pixel_values, const Tensor& weight, const std::vector<double>& mean,
-                  const std::vector<double>& std) {
-  const int64_t total = pixel_values.size(0), inner = inner_size(weight);
+// A matrix product's operands: pixels [N, K'] and the weight [C, K'], with zeros from K on. K' is K
+// unless a device wants longer rows.
+struct Operands {
+  Tensor rows, weight;
+};
+
+// Whether every patch starts at a multiple of so many bytes.
+bool is_aligned(const Tensor& pixels, int64_t bytes) {
+  const int64_t stride = stride_of(pixels, 0) * static_cast<int64_t>(pixels.element_size());
+  return reinterpret_cast<int64_t>(pixels.const_data_ptr()) % bytes == 0 && stride % bytes == 0;
+}
+
+Tensor pixels_to_pack(const PatchEmbedBackend& backend, const Tensor& pixel_values,
+                      const Tensor& weight) {
   const Tensor pixels =
       has_whole_patches(pixel_values) ? pixel_values : torch::stable::contiguous(pixel_values);
-  if (pixels.scalar_type() == weight.scalar_type()) {
-    return torch::stable::view(pixels, std::vector<int64_t>{total, inner});
+  const ScalarType dtype = pixels.scalar_type();
+  const bool taken = backend.packs_any_dtype || dtype == ScalarType::Byte ||
+                     dtype == ScalarType::Float || dtype == weight.scalar_type();
+  return taken ? pixels : torch::stable::to(pixels, weight.scalar_type());
+}
+
+// Pixels as rows in the weight's dtype: views where they are that already. The weight is left out
+// unless it is wanted.
+Operands operands(const Tensor& pixel_values, const Tensor& weight, const std::vector<double>& mean,
+                  const std::vector<double>& std, bool wants_weight) {
+  const PatchEmbedBackend& backend = backend_of(weight);
+  const int64_t total = pixel_values.size(0), hidden = weight.size(0), inner = inner_size(weight);
+  const int64_t values =
+      std::max<int64_t>(1, backend.row_bytes / static_cast<int64_t>(weight.element_size()));
+  const int64_t padded = (inner + values - 1) / values * values;
+  const bool pads_weight = wants_weight && padded != inner;
+  const Tensor pixels = pixels_to_pack(backend, pixel_values, weight);
+  const bool is_byte = pixels.scalar_type() == ScalarType::Byte;
+  const Tensor flat = torch::stable::view(weight, std::vector<int64_t>{hidden, inner});
+  if (pixels.scalar_type() == weight.scalar_type() && padded == inner &&
+      is_aligned(pixels, backend.row_bytes)) {
+    return {torch::stable::view(pixels, std::vector<int64_t>{total, inner}), flat};
   }
-  Tensor rows = new_empty_like(weight, {total, inner});
-  if (total * inner == 0) return rows;
+
+  Tensor rows = new_empty_like(weight, {total, padded});
+  Tensor weight_rows = pads_weight ? new_empty_like(weight, {hidden, padded}) : flat;
+  if (total * inner == 0) return {rows, weight_rows};
+  std::vector<ByteScale> by;
+  for (size_t i = 0; is_byte && i < mean.size(); i++) by.push_back(byte_scale(mean[i], std[i]));
   PixelRowsParams params{};
-  const std::vector<float> means(mean.begin(), mean.end()), stds(std.begin(), std.end());
   params.pixels = pixels.const_data_ptr();
   params.rows = rows.mutable_data_ptr();
-  params.mean = means.data();
-  params.std = stds.data();
+  params.weight = pads_weight ? weight.const_data_ptr() : nullptr;
+  params.weight_rows = pads_weight ? weight_rows.mutable_data_ptr() : nullptr;
+  params.by = by.data();
   params.pixel_stride = stride_of(pixels, 0);
   params.total = total;
   params.inner = inner;
-  params.channels = static_cast<int64_t>(means.size());
-  backend_of(weight).pack(params, pixels.scalar_type(), weight.scalar_type(),
-                          weight.get_device_index());
-  return rows;
+  params.padded = padded;
+  params.hidden = hidden;
+  params.channels = static_cast<int64_t>(by.size());
+  const auto dtype = is_byte ? std::nullopt : std::optional(float_dtype_of(pixels.scalar_type()));
+  backend.pack(params, dtype, float_dtype_of(weight.scalar_type()), weight.get_device_index());
+  return {rows, weight_rows};
+}
+
+// dtable and dbias by patches that are sorted by their cells of the table. No value is read on the
+// host.
+void backward_by_cells(const PatchEmbedBackend& backend, PatchEmbedParams params, Tensor& dtable,
+                       Tensor& dbias, const Tensor& dout, int device_index) {
+  const Dtype dtype = float_dtype_of(dout.scalar_type());
+  const Tensor cells = new_empty(dout, {params.total}, aoti_torch_dtype_int32());
+  const Tensor fractions = new_empty(dout, {params.total, 2}, aoti_torch_dtype_float32());
+  std::pair<Tensor, Tensor> sorted{cells, cells};
+  if (params.total > 0) {
+    params.cells = static_cast<int32_t*>(cells.mutable_data_ptr());
+    params.fractions = static_cast<float*>(fractions.mutable_data_ptr());
+    backend.cells(params, device_index);
+    sorted = aten_stable_sort(cells);
+    params.sorted_cells = sorted.first.const_data_ptr<int32_t>();
+    params.order = sorted.second.const_data_ptr<int64_t>();
+  }
+  params.num_parts = backend.num_parts(params);
+  const int64_t num_rows = params.side * params.side;
+  if (params.num_parts == 1) {
+    backend.backward(params, dtype, device_index);
+  } else {
+    const Tensor partials =
+        new_empty(dout, {params.num_parts, num_rows, params.hidden}, aoti_torch_dtype_float32());
+    params.partials = static_cast<float*>(partials.mutable_data_ptr());
+    backend.backward(params, dtype, device_index);
+    dtable = sum_of_rows(partials, dtable);
+  }
+  if (params.dbias != nullptr) dbias = sum_of_rows(dout, dbias);
 }
 
 }  // namespace
@@ -180,13 +248,14 @@ Tensor patch_embed(const Tensor& pixel_values, const Tensor& weight, std::option
   if (params.total * params.hidden == 0) {
     return new_empty_like(weight, {params.total, params.hidden});
   }
-  const Tensor rows = pixel_rows(pixel_values, weight, image_mean, image_std);
-  const std::vector<int64_t> flat{params.hidden, inner_size(weight)};
-  Tensor out = aten_linear(rows, torch::stable::view(weight, flat), std::nullopt);
+  const Operands product =
+      operands(pixel_values, weight, image_mean, image_std, /*wants_weight=*/true);
+  Tensor out = aten_linear(product.rows, product.weight, std::nullopt);
   // NOTE: torch's product of bf16 takes twice as long with a bias.
   params.bias = bias.has_value() ? bias->const_data_ptr() : nullptr;
   params.out = out.mutable_data_ptr();
-  backend_of(weight).add_positions(params, weight.scalar_type(), weight.get_device_index());
+  backend_of(weight).add_positions(params, float_dtype_of(weight.scalar_type()),
+                                   weight.get_device_index());
   return out;
 }
 
@@ -209,16 +278,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> patch_embed_backward(
     const Tensor product = torch::stable::matmul(dout, torch::stable::view(weight, flat));
     dpixels = torch::stable::view(in_dtype_of(product, pixel_values), shape_vector(pixel_values));
   }
-  const Tensor rows = pixel_rows(pixel_values, weight, image_mean, image_std);
-  const Tensor product = torch::stable::matmul(torch::stable::transpose(dout, 0, 1), rows);
+  const Tensor rows =
+      operands(pixel_values, weight, image_mean, image_std, /*wants_weight=*/false).rows;
+  Tensor product = torch::stable::matmul(torch::stable::transpose(dout, 0, 1), rows);
+  const int64_t inner = inner_size(weight);
+  if (rows.size(1) != inner) product = torch::stable::narrow(product, 1, 0, inner);
   const Tensor dweight = torch::stable::view(in_dtype_of(product, weight), shape_vector(weight));
   Tensor dbias = new_empty_like(weight, {has_bias ? params.hidden : 0});
   Tensor dtable = new_empty_like(position_embedding);
   params.dout = dout.const_data_ptr();
   params.dtable = dtable.mutable_data_ptr();
   params.dbias = has_bias ? dbias.mutable_data_ptr() : nullptr;
-  if (params.hidden > 0) {
-    backend_of(weight).backward(params, weight.scalar_type(), weight.get_device_index());
+  const PatchEmbedBackend& backend = backend_of(weight);
+  const int device_index = weight.get_device_index();
+  if (params.hidden > 0 && backend.cells != nullptr) {
+    backward_by_cells(backend, params, dtable, dbias, dout, device_index);
+  } else if (params.hidden > 0) {
+    backend.backward(params, float_dtype_of(weight.scalar_type()), device_index);
   }
   return {dpixels, dweight, dbias, dtable};
 }

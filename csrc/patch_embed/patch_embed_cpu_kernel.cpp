@@ -24,14 +24,14 @@ void bytes_to_rows(const PixelRowsParams& params, int64_t begin, int64_t end) {
         static_cast<const uint8_t*>(params.pixels) + patch * params.pixel_stride;
     T* row = static_cast<T*>(params.rows) + patch * params.inner;
     for (int64_t channel = 0; channel < params.channels; channel++) {
-      const float mean = params.mean[channel], std = params.std[channel];
+      const ByteScale& by = params.by[channel];
       int64_t i = 0;
       if constexpr (!std::is_same_v<T, double>) {
         for (; i + kSimdWidth <= area; i += kSimdWidth) {
-          store_vector(row + i, (floats_of(pixels + i) / 255.0f - mean) / std);
+          store_vector(row + i, normalised_byte(floats_of(pixels + i), by));
         }
       }
-      for (; i < area; i++) store(row + i, (static_cast<float>(pixels[i]) / 255.0f - mean) / std);
+      for (; i < area; i++) store(row + i, normalised_byte(static_cast<float>(pixels[i]), by));
       pixels += area, row += area;
     }
   }
@@ -59,12 +59,10 @@ void floats_to_rows(const PixelRowsParams& params, int64_t begin, int64_t end) {
 template <class V, class T>
 KEYE_HOST_DEVICE void add_mixed(const T* const (&rows)[4], const PatchTaps<Compute<T>>& taps,
                                 const T* bias, T* out, int64_t i) {
-  const V first = load_as(V{}, rows[0] + i) * taps.shares[0];
-  const V second = load_as(V{}, rows[2] + i) * taps.shares[2];
-  const V top = fused_multiply_add(load_as(V{}, rows[1] + i), V{} + taps.shares[1], first);
-  const V bottom = fused_multiply_add(load_as(V{}, rows[3] + i), V{} + taps.shares[3], second);
-  const V token = load_as(V{}, out + i);
-  store_as(out + i, (bias == nullptr ? token : token + load_as(V{}, bias + i)) + (top + bottom));
+  const V corners[4] = {load_as(V{}, rows[0] + i), load_as(V{}, rows[1] + i),
+                        load_as(V{}, rows[2] + i), load_as(V{}, rows[3] + i)};
+  const V b = bias == nullptr ? V{} : load_as(V{}, bias + i);
+  store_as(out + i, add_position(load_as(V{}, out + i), b, corners, taps.shares));
 }
 
 template <class T>

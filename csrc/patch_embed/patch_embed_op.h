@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/backend.h"
+#include "common/dtype.h"
 #include "common/export.h"
 #include "patch_embed/patch_embed.h"
 
@@ -17,10 +18,16 @@ enum class PatchEmbedDevice { kCpu = 0, kCuda = 1 };
 
 // What a device offers. Launchers trust their params.
 struct PatchEmbedBackend {
-  void (*pack)(const PixelRowsParams&, torch::headeronly::ScalarType pixels,
-               torch::headeronly::ScalarType rows, int device_index);
-  void (*add_positions)(const PatchEmbedParams&, torch::headeronly::ScalarType, int device_index);
-  void (*backward)(const PatchEmbedParams&, torch::headeronly::ScalarType, int device_index);
+  // Pixels without a dtype are bytes. Others are of the weight's dtype or fp32, or of any.
+  void (*pack)(const PixelRowsParams&, std::optional<Dtype> pixels, Dtype rows, int device_index);
+  void (*add_positions)(const PatchEmbedParams&, Dtype, int device_index);
+  // The gradients of the table and the bias; or, of a backend with `cells`, of the table by patches
+  // that are sorted by those, in num_parts parts.
+  void (*backward)(const PatchEmbedParams&, Dtype, int device_index);
+  void (*cells)(const PatchEmbedParams&, int device_index);
+  int64_t (*num_parts)(const PatchEmbedParams&);
+  bool packs_any_dtype;
+  int64_t row_bytes;  // rows of pixels and of the weight start at multiples of so many
   BackendTraits traits;
 };
 

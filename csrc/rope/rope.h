@@ -5,6 +5,7 @@
 
 #include "common/error_word.h"
 #include "common/host_device.h"
+#include "common/rms_norm.h"
 
 namespace keye_ops {
 
@@ -54,13 +55,6 @@ KEYE_HOST_DEVICE void rotate_pair(V& a, V& b, V cos, V sin) {
   const V first = rotated(a, b, cos, -sin);
   b = rotated(b, a, cos, sin);
   a = first;
-}
-
-// Gradient of y = x * rstd * weight, rstd = 1 / sqrt(mean(x ** 2) + eps), with respect to x:
-// normed is x * rstd, weighted is dy * weight, and correlation is mean(weighted * normed).
-template <class V, class S>
-KEYE_HOST_DEVICE V rms_norm_dx(V weighted, V normed, S rstd, S correlation) {
-  return rstd * (weighted - normed * correlation);
 }
 
 // The position of a token on one axis.

@@ -81,27 +81,57 @@ class TextMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
+class AddRMSNorm(nn.RMSNorm):
+    """RMSNorm of a residual stream to which a block's update is added first, in one pass."""
+
+    def forward(
+        self, update: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N, C], [N, C] or nothing -> the stream, then its norm, both [N, C]."""
+        update = update.to(self.weight.dtype)  # another one under autocast only
+        if residual is None:
+            return update, keye_ops.rms_norm(update, self.weight, eps=self.eps)
+        return keye_ops.add_rms_norm(update, residual, self.weight, eps=self.eps)
+
+
 class TextLayer(nn.Module):
-    """One pre-norm block."""
+    """One pre-norm block.
+
+    The stream goes in and out as an update and the residual to add it to, so that every add joins
+    the RMSNorm after it, which may be the next block's.
+    """
 
     def __init__(self, config: TextConfig, layer_idx: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = AddRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = TextAttention(config, layer_idx)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = AddRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = TextMLP(config)
 
     def forward(
         self,
-        hidden: torch.Tensor,
+        update: torch.Tensor,
         position_ids: torch.Tensor,
         layout: SequenceLayout,
         cache: KVCache | None,
-    ) -> torch.Tensor:
-        """[N, hidden_size] -> [N, hidden_size]."""
-        attended = self.self_attn(self.input_layernorm(hidden), position_ids, layout, cache)
-        hidden = hidden + attended
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        residual: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the block.
+
+        Args:
+            update: [N, hidden_size], the stream itself where there is no residual.
+            position_ids: [3, N].
+            layout: of the N tokens.
+            cache: as of `TextModel`.
+            residual: [N, hidden_size].
+
+        Returns:
+            Update and residual, [N, hidden_size] each; their sum is the stream after the block.
+        """
+        residual, normed = self.input_layernorm(update, residual)
+        attended = self.self_attn(normed, position_ids, layout, cache)
+        residual, normed = self.post_attention_layernorm(attended, residual)
+        return self.mlp(normed), residual
 
 
 class TextModel(nn.Module):
@@ -112,7 +142,7 @@ class TextModel(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(TextLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = AddRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
         self,
@@ -132,7 +162,7 @@ class TextModel(nn.Module):
         Returns:
             [N, hidden_size] after the final norm.
         """
-        hidden = inputs_embeds
+        update, residual = inputs_embeds, None
         for layer in self.layers:
-            hidden = layer(hidden, position_ids, layout, cache)
-        return self.norm(hidden)
+            update, residual = layer(update, position_ids, layout, cache, residual)
+        return self.norm(update, residual)[1]

@@ -1,0 +1,22 @@
+// patch_embed on CUDA: registration.
+#include <torch/csrc/stable/library.h>
+
+#include "patch_embed/patch_embed_launch.cuh"
+#include "patch_embed/patch_embed_op.h"
+
+namespace keye_ops {
+
+STABLE_TORCH_LIBRARY_IMPL(keye_ops, CUDA, m) {
+  patch_embed_backend(PatchEmbedDevice::kCuda) = {&launch_pack,
+                                                  &launch_add_positions,
+                                                  &launch_dtable,
+                                                  &launch_cells,
+                                                  &patch_embed_num_parts,
+                                                  /*packs_any_dtype=*/false,
+                                                  /*row_bytes=*/kVectorBytes,
+                                                  kCudaTraits};
+  m.impl("patch_embed", TORCH_BOX(&patch_embed));
+  m.impl("patch_embed_backward", TORCH_BOX(&patch_embed_backward));
+}
+
+}  // namespace keye_ops

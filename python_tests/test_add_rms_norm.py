@@ -1,0 +1,423 @@
+"""add_rms_norm and rms_norm against sums and norms by hand in fp64; gradients; errors."""
+
+from __future__ import annotations
+
+import host_cuda
+import pytest
+import torch
+import torch.nn.functional as F
+from instruction_sets import needs_native_kernel, on_each_lesser_instruction_set, rerun
+from tolerance import assert_within_twice
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import keye_ops
+from keye_ops.add_rms_norm import add_rms_norm_backward_reference, add_rms_norm_reference
+
+needs_native = needs_native_kernel("add_rms_norm")
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+FORMS = ["add", "norm"]
+OPS = torch.ops.keye_ops
+# Long rows come in numbers: the errors of one share its rstd's, so that few judge luck.
+SHAPES = {
+    "text": (48, 4096),
+    "tiny text": (37, 64),
+    "many rows": (150, 72),
+    "one row": (1, 40),
+    "no row": (0, 4096),
+    "no column": (3, 0),
+    "one column": (5, 1),
+    "odd width": (70, 131),
+    "under a vector": (9, 3),
+}
+
+
+@pytest.fixture(autouse=True)
+def _skip_what_has_no_kernel(request):
+    """Before ``device``: CUDA kernels on CPU tensors are of some ops only."""
+    parameters = getattr(getattr(request.node, "callspec", None), "params", {})
+    if parameters.get("device") == "host_cuda" and "add_rms_norm" not in host_cuda.OPS:
+        pytest.skip("add_rms_norm has no CUDA kernel")
+
+
+def make(shape, form, dtype=torch.float64, device="cpu", seed=0):
+    """x, residual or None, weight."""
+    rows, hidden = SHAPES.get(shape, shape)
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*size):
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+
+    residual = randn(rows, hidden) if form == "add" else None
+    inputs = [randn(rows, hidden), residual, 1 + randn(hidden) / 4]
+    return [x if x is None else x.to(device) for x in inputs]
+
+
+def make_douts(shape, form, dtype=torch.float64, device="cpu"):
+    """Gradients of sum and normed."""
+    dsum, dnormed, _ = make(shape, "add", dtype, device, seed=1)
+    return [dsum if form == "add" else dsum.new_empty(0), dnormed]
+
+
+def public(x, residual, weight, eps=1e-6):
+    """The public function of the form; (sum, normed)."""
+    if residual is None:
+        return x.new_empty(0), keye_ops.rms_norm(x, weight, eps=eps)
+    return keye_ops.add_rms_norm(x, residual, weight, eps=eps)
+
+
+WAYS = {
+    "public": public,
+    "registered": OPS.add_rms_norm,
+    "reference": add_rms_norm_reference,
+}
+
+
+def norm_by_hand(x, weight, eps=1e-6):
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def results_of(function, inputs, douts):
+    """Outputs of a function of (x, residual, weight), then the gradients."""
+    leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    leaves = [x for x in leaves if x is not None]
+    pairs = [(o, d) for o, d in zip(out, douts, strict=True) if o.requires_grad]
+    outputs, douts = zip(*pairs, strict=True)
+    return [*out, *torch.autograd.grad(outputs, leaves, douts)]
+
+
+def exact_results(inputs, douts):
+    """In fp64, but of the sum as the dtype rounds it, which is what goes on."""
+    x, residual, weight = inputs
+    total = x if residual is None else x + residual
+    leaves = [x.double().requires_grad_() for x in (total, weight)]
+    normed = norm_by_hand(*leaves)
+    dtotal, dweight = torch.autograd.grad(normed, leaves, douts[1].double())
+    if residual is None:
+        return [x.new_empty(0).double(), normed, dtotal, dweight]
+    dtotal = dtotal + douts[0].double()
+    return [x.double() + residual.double(), normed, dtotal, dtotal, dweight]
+
+
+def assert_values_and_gradients(function, shape, dtype, form, device="cpu"):
+    inputs = make(shape, form, dtype, device)
+    douts = make_douts(shape, form, dtype, device)
+    results = results_of(function, inputs, douts)
+    plain = results_of(add_rms_norm_reference, inputs, douts)
+    exact = exact_results(inputs, douts)
+    assert len(results) == (5 if form == "add" else 4)
+    if form == "add":
+        assert torch.equal(results[0], inputs[0] + inputs[1])
+    for one, one_plain, one_exact in zip(results, plain, exact, strict=True):
+        assert one.is_contiguous()
+        assert_within_twice(one, one_plain, one_exact)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients(shape, dtype, form, device):
+    assert_values_and_gradients(public, shape, dtype, form, device)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_of_the_registered_op(shape, dtype, form):
+    assert_values_and_gradients(OPS.add_rms_norm, shape, dtype, form)
+
+
+@pytest.mark.parametrize("eps", [0.5, 1e-12])
+def test_eps(eps, device):
+    x, _, weight = make("tiny text", "norm", torch.float32, device)
+    x = x * 1e-3
+    exact = norm_by_hand(x.double(), weight.double(), eps)
+    assert_within_twice(public(x, None, weight, eps)[1], F.rms_norm(x, (64,), weight, eps), exact)
+
+
+@needs_native  # torch does not promise it
+@pytest.mark.parametrize("form", FORMS)
+def test_strided_inputs(form, device):
+    x, residual, weight = make((20, 1152), form, torch.bfloat16, device)
+    wide = torch.cat([x, x, x], 1)[:, 1152:2304]
+    spread = None if residual is None else residual.repeat_interleave(2, 0)[::2]
+    want = public(x, residual, weight)
+    got = public(wide, spread, weight)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    row = x[:1].expand(20, -1)
+    got, want = (public(y, residual, weight) for y in (row, row.contiguous()))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    # sum() sends an expanded gradient of stride zero.
+    leaf = wide.detach().requires_grad_()
+    public(leaf, residual, weight)[1].sum().backward()
+    ones = torch.ones_like(x)
+    total = x if residual is None else x + residual
+    want = OPS.add_rms_norm_backward(None, ones, total, weight, 1e-6)[0]
+    assert torch.equal(leaf.grad, want)
+    # Gradients of any row stride go to the kernel as they are.
+    dsum = torch.cat([total, total], 1)[:, 1152:]
+    got = OPS.add_rms_norm_backward(dsum, wide, total, weight, 1e-6)
+    want = OPS.add_rms_norm_backward(total, x, total, weight, 1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["sum", "norm"])
+def test_only_the_sum_or_only_the_norm_has_a_gradient(index, device):
+    inputs = [x.requires_grad_() for x in make("tiny text", "add", torch.float32, device)]
+    functions = public, add_rms_norm_reference
+    got, want = (torch.autograd.grad(f(*inputs)[index].square().sum(), inputs[:2])
+                 for f in functions)  # fmt: skip
+    torch.testing.assert_close(got, want)
+
+
+def test_offsets_past_two_billion_elements(device):
+    # Two rows 2**31 elements apart; only they take memory.
+    x, residual, weight = make((2, 64), "add", torch.bfloat16, device)
+    storage = torch.empty(2**31 + 64, dtype=torch.bfloat16, device=device)
+    far = storage.as_strided((2, 64), (2**31, 1))
+    for rows in (x, residual):
+        far.copy_(rows)
+        args = (far, residual) if rows is x else (x, far)
+        got, want = public(*args, weight), public(x, residual, weight)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    dsum, dnormed = make_douts((2, 64), "add", torch.bfloat16, device)
+    want = OPS.add_rms_norm_backward(dsum, dnormed, x, weight, 1e-6)
+    for index, rows in enumerate((dsum, dnormed, x)):
+        far.copy_(rows)
+        args = [dsum, dnormed, x]
+        args[index] = far
+        got = OPS.add_rms_norm_backward(*args, weight, 1e-6)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_extreme_values(dtype, form, device):
+    # Many rows of a kind: the errors of one share that of its rstd.
+    inputs = make((7 * 32, 256), form, dtype, device)
+    kinds = inputs[0].unflatten(0, (7, 32))
+    info = torch.finfo(dtype)
+    scales = [info.max**0.25, info.tiny, info.tiny * info.eps, 0.0, info.eps, 1e3]
+    kinds[:6] *= torch.tensor(scales, dtype=dtype, device=device)[:, None, None]
+    kinds[6] += 1e4
+    if form == "add":
+        inputs[1].zero_()
+    results = public(*inputs)
+    plain = add_rms_norm_reference(*inputs)
+    total = inputs[0].double() if form == "norm" else results[0].double()
+    exact = norm_by_hand(total, inputs[2].double())
+    for triple in zip(*(x.split(32) for x in (results[1], plain[1], exact)), strict=True):
+        assert_within_twice(*triple)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("form", FORMS)
+def test_bad_numbers_stay_in_their_row(form, bad, dtype, device):
+    inputs = make((9, 72), form, dtype, device)
+    clean = public(*inputs)
+    inputs[0][3, 20] = bad
+    out, want = public(*inputs), add_rms_norm_reference(*inputs)
+    for one, one_wanted in zip(out, want, strict=True):
+        assert torch.equal(one.isnan(), one_wanted.isnan())
+        assert torch.equal(one.isinf(), one_wanted.isinf())
+    assert out[1][3, 20].isnan()
+    out[1][3] = clean[1][3]
+    assert torch.equal(out[1], clean[1])
+
+
+@needs_native  # torch does not promise it
+@pytest.mark.parametrize("form", FORMS)
+def test_same_bits_for_any_number_of_threads(form):
+    inputs = make((3000, 144), form, torch.bfloat16)
+    douts = make_douts((3000, 144), form, torch.bfloat16)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            results.append(results_of(public, inputs, douts))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_does_not_depend_on_its_neighbours(form, device):
+    x, residual, weight = make("many rows", form, torch.bfloat16, device)
+    together = public(x, residual, weight)
+    for row in range(0, 150, 7):
+        one = None if residual is None else residual[row : row + 1]
+        alone = public(x[row : row + 1], one, weight)
+        assert torch.equal(alone[1][0], together[1][row])
+
+
+# ---- every instruction set ----
+
+
+@on_each_lesser_instruction_set
+def test_this_file_on_a_lesser_instruction_set(isa):
+    rerun(__file__, isa, "values or strided or numbers or bits or neighbours")
+
+
+# ---- autograd, torch.library, compile ----
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradcheck(form):
+    shapes = [(rows, hidden) for rows in (0, 1, 2, 3, 5) for hidden in range(11)]
+    assert len(shapes) >= 50
+    for shape in shapes:
+        leaves = [x.requires_grad_() for x in make(shape, form) if x is not None]
+
+        def function(x, *rest):
+            args = rest if len(rest) == 2 else (None, *rest)
+            return OPS.add_rms_norm(x, *args, 1e-2)
+
+        assert torch.autograd.gradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", ["odd width", "no row"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck(dtype, shape, form):
+    inputs = make(shape, form, dtype)
+    torch.library.opcheck(OPS.add_rms_norm.default, inputs)
+    leaves = [None if x is None else x.clone().requires_grad_() for x in inputs]
+    torch.library.opcheck(OPS.add_rms_norm.default, leaves)
+    dsum, dnormed = make_douts(shape, form, dtype)
+    dsum = dsum if form == "add" else None
+    arguments = (dsum, dnormed, inputs[0], inputs[2], 1e-6)
+    torch.library.opcheck(OPS.add_rms_norm_backward.default, arguments)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_backward_op_equals_the_reference(form, device):
+    x, _, weight = make("many rows", form, torch.float32, device)
+    dsum, dnormed = make_douts("many rows", form, torch.float32, device)
+    arguments = [dsum if form == "add" else None, dnormed, x, weight]
+    exact = [None if t is None else t.double() for t in arguments]
+    results = OPS.add_rms_norm_backward(*arguments, 1e-6)
+    plain = add_rms_norm_backward_reference(*arguments, 1e-6)
+    truth = add_rms_norm_backward_reference(*exact, 1e-6)
+    for triple in zip(results, plain, truth, strict=True):
+        assert_within_twice(*triple)
+
+
+def test_compile_makes_one_graph_for_all_sizes():
+    counter, graphs = CompileCounterWithBackend("aot_eager"), []
+
+    def function(x, residual, weight):
+        total, normed = keye_ops.add_rms_norm(x.sin(), residual, weight)
+        return total, keye_ops.rms_norm(normed, weight).cos()
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+    for rows in (5, 12, 7):
+        inputs = [x.requires_grad_() for x in make((rows, 72), "add")]
+        with keye_ops.backend("auto"):
+            out, want = compiled(*inputs), function(*inputs)
+        torch.testing.assert_close(out, want)
+        gradients = [
+            torch.autograd.grad(x[0].sum() + x[1].square().sum(), inputs) for x in (out, want)
+        ]
+        torch.testing.assert_close(*gradients)
+        graphs.append(counter.frame_count)
+    assert graphs == graphs[:1] * 3
+
+
+# ---- what others compute ----
+
+
+def test_equals_torch(device):
+    x, residual, weight = make("tiny text", "add", torch.float32, device)
+    total, normed = keye_ops.add_rms_norm(x, residual, weight)
+    want = F.rms_norm(x + residual, (64,), weight, 1e-6)
+    assert torch.equal(total, x + residual)
+    torch.testing.assert_close(normed, want)
+    torch.testing.assert_close(keye_ops.rms_norm(total, weight), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_equals_the_published_norm_up_to_its_second_rounding(dtype, device):
+    qwen3 = pytest.importorskip("transformers.models.qwen3.modeling_qwen3")
+    x, _, weight = make("text", "norm", dtype, device)
+    norm = qwen3.Qwen3RMSNorm(4096, eps=1e-6).to(device)
+    norm.weight = torch.nn.Parameter(weight, requires_grad=False)
+    assert norm.variance_epsilon == 1e-6
+    exact = norm_by_hand(x.double(), weight.double())
+    got, published = keye_ops.rms_norm(x, weight), norm(x)
+    assert_within_twice(got, published, exact)
+    if dtype != torch.float32:  # one rounding is nearer to the truth than two
+        errors = [(y.double() - exact).abs().mean() for y in (got, published)]
+        assert errors[0] < 0.9 * errors[1]
+
+
+# ---- bad input: the same message from the native op and from the reference ----
+
+
+def zeros(*shape, dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+SAME = r"must have the dtype and device of x \(torch.float32, cpu\), got torch.float16, cpu"
+BAD_INPUT = {
+    "dtype": ({"x": zeros(3, 8).int()}, "x must be fp64, fp32, fp16 or bf16, got torch.int32"),
+    "rank": ({"x": zeros(3, 2, 4)}, r"x must be \[N, C\], got \[3, 2, 4\]"),
+    "residual shape": ({"residual": zeros(2, 8)}, r"residual must be \[3, 8\], got \[2, 8\]"),
+    "residual dtype": ({"residual": zeros(3, 8).half()}, f"residual {SAME}"),
+    "weight shape": ({"weight": zeros(7)}, r"weight must be \[8\], got \[7\]"),
+    "weight rank": ({"weight": zeros(8, 1)}, r"weight must be \[8\], got \[8, 1\]"),
+    "weight dtype": ({"weight": zeros(8).half()}, f"weight {SAME}"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_wrong_input(name, way):
+    changes, message = BAD_INPUT[name]
+    inputs = {"x": zeros(3, 8), "residual": zeros(3, 8), "weight": zeros(8)}
+    with pytest.raises(RuntimeError, match=f"add_rms_norm: {message}"):
+        WAYS[way](*{**inputs, **changes}.values())
+
+
+@pytest.mark.parametrize("way", ["registered", "reference"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dsum": zeros(3, 7)}, r"dsum must be \[3, 8\], got \[3, 7\]"),
+        ({"dnormed": zeros(8)}, r"dnormed must be \[3, 8\], got \[8\]"),
+        ({"dnormed": zeros(3, 8).half()}, f"dnormed {SAME.replace('of x', 'of sum')}"),
+        ({"sum": zeros(8)}, r"sum must be \[N, C\], got \[8\]"),
+        ({"weight": zeros(4)}, r"weight must be \[8\], got \[4\]"),
+    ],
+)
+def test_wrong_input_of_the_backward(changes, message, way):
+    inputs = {"dsum": zeros(3, 8), "dnormed": zeros(3, 8), "sum": zeros(3, 8), "weight": zeros(8)}
+    op = OPS.add_rms_norm_backward if way == "registered" else add_rms_norm_backward_reference
+    with pytest.raises(RuntimeError, match=f"add_rms_norm: {message}"):
+        op(**{**inputs, **changes}, eps=1e-6)
+
+
+@needs_native
+def test_strides_fall_back_visibly():
+    x, residual, weight = make((37, 1152), "add", torch.float32)
+    turned = x.T.contiguous().T
+    message = "add_rms_norm: {} must have unit last stride, got 37"
+    with pytest.raises(RuntimeError, match=message.format("x")):
+        OPS.add_rms_norm(turned, residual, weight)
+    with pytest.raises(RuntimeError, match=message.format("residual")):
+        OPS.add_rms_norm(residual, turned, weight)
+    want = OPS.add_rms_norm(x, residual, weight)
+    got = keye_ops.add_rms_norm(turned, residual, weight)
+    torch.testing.assert_close(got, want)
+    assert all(y.is_contiguous() for y in got)
+    assert keye_ops.last_dispatch("rms_norm").implementation == "reference"
+    assert "unit last stride" in keye_ops.last_dispatch("add_rms_norm").reason
+    with pytest.raises(RuntimeError, match="weight must be contiguous, got stride 2"):
+        OPS.add_rms_norm(x, residual, weight.repeat_interleave(2)[::2])
+    with (
+        keye_ops.backend("native"),
+        pytest.raises(RuntimeError, match="the native kernel was required, but it needs a unit"),
+    ):
+        keye_ops.rms_norm(turned, weight)
