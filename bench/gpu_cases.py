@@ -339,16 +339,24 @@ def varlen_attention_80(dtype: torch.dtype, device: str, big: bool) -> Call:
     return varlen_attention(dtype, device, big, head_dim=80)
 
 
-def patchify(dtype: torch.dtype, device: str, big: bool) -> Call:
-    """Frames of a clip to patches; integers, so that every bit counts."""
-    count, height, width = (4, 480, 640) if big else (2, 40, 33)
-    size = (392, 504) if big else (28, 28)
+def patchify(dtype: torch.dtype, device: str, big: bool, video: bool = False) -> Call:
+    """Frames to patches; integers, so that every bit counts."""
+    count, height, width = (4, 480, 640) if big else (2, 20, 33)
+    size = (392, 504) if big else (28, 14)
     generator = torch.Generator().manual_seed(5)
     shape = (count, height, width, 3)
     frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
-    return Call(
-        "patchify", {}, lambda: keye_ops.patchify(frames, *size), exact=True, gradients=False
-    )
+    options = {"mode": "bilinear", "arithmetic": "uint8"} if video else {}
+
+    def function() -> torch.Tensor:
+        return keye_ops.patchify(frames, size, **options)
+
+    return Call("patchify", {}, function, exact=True, gradients=False)
+
+
+def patchify_video(dtype: torch.dtype, device: str, big: bool) -> Call:
+    """As 1.5 resizes the frames of videos."""
+    return patchify(dtype, device, big, video=True)
 
 
 CASES = {
@@ -375,13 +383,13 @@ CASES = {
     "varlen_attention text": varlen_attention_text,
     "varlen_attention 80": varlen_attention_80,
     "patchify": patchify,
+    "patchify of videos": patchify_video,
 }
 
 
 def names() -> list[str]:
     """Cases of the ops that this version of keye_ops has."""
-    absent = {n for n in ("add_rms_norm", "rms_norm", "patchify") if not hasattr(keye_ops, n)}
-    return [name for name in CASES if name not in absent]
+    return [name for name in CASES if hasattr(keye_ops, name.split()[0])]
 
 
 def op_of(name: str) -> str:

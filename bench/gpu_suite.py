@@ -154,7 +154,7 @@ class Run:
         if gpu_runner.wanted(stage, device) == 0:
             return gpu_runner.not_run(stage, "needs a GPU")
         rest = [one for one in rest if one.name not in self.earlier]
-        seconds = gpu_runner.budget(stage, rest, self.left(), device)
+        seconds = gpu_runner.budget(stage, rest, max(self.left(), 0.0), device)
         least = min(stage.at_least, gpu_runner.wanted(stage, device))
         if seconds < least:
             return gpu_runner.not_run(stage, f"{seconds:.0f} s are too few", seconds)

@@ -19,6 +19,7 @@ WANTED_SHAPES = {
     "merge_norm": ("1-megapixel",),
     "linear_gelu": ("1-megapixel",),
     "add_layer_norm": ("1-megapixel",),
+    "add_rms_norm": ("text 8k",),
 }
 
 

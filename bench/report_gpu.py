@@ -86,7 +86,7 @@ def _timings(result: Found) -> str:
     lines = [_line(_COLUMNS), _line(["---"] * len(_COLUMNS)), *map(_line, rows)]
     note = f"\n\nLimits measured in the same run: {', '.join(rates)}." if rates else ""
     skipped = result["benchmarks"].get("skipped", [])
-    absent = sorted({s["provider"] for s in skipped if s["reason"] == "not installed"})
+    absent = sorted({s["provider"] for s in skipped if s["reason"].startswith("not installed")})
     note += f" Not installed there: {', '.join(absent)}." if absent else ""
     return "\n".join(lines) + note
 

@@ -49,7 +49,7 @@ def test_results_and_gradients_are_as_on_the_cpu(name, dtype):
     assert (last.implementation, last.device) == ("native", "cuda")
     assert described(got) == described(want)
     assert described(grads) == described(want_grads)
-    assert grads or name in (*COMPOSITES, "rope_2d in place", "patchify")
+    assert grads or name in (*COMPOSITES, "rope_2d in place") or name.startswith("patchify")
     for x in (*got, *grads):
         assert x is None or x.device == torch.device("cuda", 0)
 

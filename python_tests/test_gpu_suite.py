@@ -30,12 +30,12 @@ def items(context):
         raise NotRun("there is none")
     if context.stage == "breaks":
         raise OSError("no such library")
-    if context.stage == "slow":
+    if context.stage.startswith("slow"):
         return [f"item {i}" for i in range(50)]
     return ["good", "wrong", "raises", "hangs", "crashes", "absent", "last"]
 def run(item, context):
-    if context.stage == "slow":
-        time.sleep(0.2)
+    if context.stage.startswith("slow"):
+        time.sleep(0.1)
         return {"cases": 1}
     if item == "wrong":
         return {"cases": 2, "problems": ["three is not four"]}
@@ -163,7 +163,7 @@ def test_budgets_are_kept(planted):
     slow, _, last = saved(run)["stages"]
     assert slow["status"] == "cut short"
     assert slow["budget"] == pytest.approx(4 / 3, abs=0.2)
-    assert 0 < slow["passed"] < 15
+    assert 0 < slow["passed"] < 30
     assert slow["not_run"] == slow["planned"] - slow["passed"]
     assert (last["status"], last["planned"]) == ("not run", 0)
     assert re.fullmatch(r"\d s are too few", last["reason"])
