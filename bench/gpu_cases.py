@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Call:
         others: values of the same shapes for them.
         exact: results must be those of the reference, bit by bit.
         gradients: whether there are any.
+        meaning: the function in fp64, where the reference rounds to fp32 on the way.
     """
 
     op: str
@@ -45,6 +46,8 @@ class Call:
     others: dict[str, torch.Tensor] = field(default_factory=dict)
     exact: bool = False
     gradients: bool = True
+    meaning: Callable[..., Any] | None = None
+    douts: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def outputs(self, leaves: dict[str, torch.Tensor] | None = None) -> Tensors:
         """Results."""
@@ -53,11 +56,12 @@ class Call:
 
     def results(self, dtype: torch.dtype | None = None) -> Tensors:
         """Results and gradients, all in another dtype if asked for."""
-        if not self.gradients:
-            return self.outputs()
         leaves = {}
         for name, x in self.leaves.items():
-            leaves[name] = (x if dtype is None else x.to(dtype)).detach().requires_grad_()
+            x = (x if dtype is None else x.to(dtype)).detach()
+            leaves[name] = x.requires_grad_(self.gradients)
+        if not self.gradients:
+            return self.outputs(leaves)
         outputs = self.outputs(leaves)
         wanted = [x for x in outputs if x.requires_grad]
         douts = [self._dout(x, number) for number, x in enumerate(wanted)]
@@ -66,16 +70,19 @@ class Call:
 
     def _dout(self, out: torch.Tensor, number: int) -> torch.Tensor:
         """The same random numbers at every call; made once, so that no call copies anything."""
-        kept = self.__dict__.setdefault("douts", {})
-        if number not in kept:
+        if number not in self.douts:
             like = next(iter(self.leaves.values()))
-            kept[number] = random(tuple(out.shape), like.dtype, like.device, 1000 + number)
-        return kept[number].to(out.dtype)
+            shape = tuple(out.shape)
+            self.douts[number] = random(shape, like.dtype, like.device, 1000 + number)
+        return self.douts[number].to(out.dtype)
 
     def reference(self, dtype: torch.dtype | None = None) -> Tensors:
         """What plain PyTorch gives."""
+        function = self.function
+        if dtype == torch.float64 and self.meaning is not None:
+            function = self.meaning
         with dispatch.backend("reference"):
-            return self.results(dtype)
+            return replace(self, function=function, douts=self.douts).results(dtype)
 
 
 def random(
@@ -266,12 +273,20 @@ def patch_embed(
         shape = leaves.pop("pixel_values").shape
         raw = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
 
+    mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+
     def function(**x: torch.Tensor) -> torch.Tensor:
         pixels = raw if integers else x.pop("pixel_values")
-        options = {"image_mean": (0.48, 0.46, 0.41), "image_std": (0.27, 0.26, 0.28)}
-        return keye_ops.patch_embed(pixels, *x.values(), grid, **options)
+        return keye_ops.patch_embed(pixels, *x.values(), grid, image_mean=mean, image_std=std)
 
-    return Call("patch_embed", leaves, function, mine, others)
+    def meaning(**x: torch.Tensor) -> torch.Tensor:
+        shift, factor = (torch.tensor(y, dtype=torch.float64) for y in (mean, std))
+        shift, factor = (y[:, None, None].to(device) for y in (shift, factor))
+        pixels = (raw.double() / 255 - shift) / factor
+        return keye_ops.patch_embed(pixels, *x.values(), grid)
+
+    in_fp64 = meaning if integers else None
+    return Call("patch_embed", leaves, function, mine, others, meaning=in_fp64)
 
 
 def patch_embed_uint8(dtype: torch.dtype, device: str, big: bool) -> Call:

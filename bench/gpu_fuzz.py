@@ -223,7 +223,8 @@ def side_by_side(context: Context) -> Found:
             task = waiting.pop(0)
             # Where there are fewer processors than tasks, each gets a part of the time.
             own = min(end - time.monotonic(), seconds * workers / tasks)
-            words = [task[0], count, task[1], max(own, 1), context.device, context.build]
+            until = time.monotonic() + max(own, 1)  # the same clock in all processes
+            words = [task[0], count, task[1], until, context.device, context.build]
             running[task] = subprocess.Popen(
                 [*begin_of_worker, *map(str, words)],
                 stdout=subprocess.PIPE,
@@ -245,12 +246,12 @@ def side_by_side(context: Context) -> Found:
 
 
 def _result(task: tuple[str, int], out: str, error: str, status: int, late: bool) -> Found:
-    lines = out.strip().splitlines()
+    lines, name = out.strip().splitlines(), f"{task[0]}, seed {task[1]}"
     if status == 0 and lines:
         return json.loads(lines[-1])
     if late:
-        return {"cases": 0, "problems": [f"{task[0]}, seed {task[1]}: did not end in time"]}
-    return {"cases": 0, "problems": [f"{task[0]}: exit status {status}: {error[-1500:]}"]}
+        return {"cases": 0, "problems": [f"{name}: did not end in time"]}
+    return {"cases": 0, "problems": [f"{name}: exit status {status}: {error[-1500:]}"]}
 
 
 def merge(results: dict[tuple[str, int], Found]) -> Found:
@@ -271,13 +272,13 @@ def merge(results: dict[tuple[str, int], Found]) -> Found:
 
 
 def work(argv: list[str]) -> int:
-    """A worker: op, count, seed, seconds, device, folder of the executor; prints JSON."""
-    op, count, seed, seconds, device, build = argv
+    """A worker: op, count, seed, deadline, device, folder of the executor; prints JSON."""
+    op, count, seed, deadline, device, build = argv
     context = Context("fuzz", device, Path(build))
     if device == "cuda":
         torch.zeros(1, device="cuda")
-    deadline = time.monotonic() + float(seconds)
-    print(json.dumps(fuzz(op, int(count), int(seed), deadline, context), default=str))
+    found = fuzz(op, int(count), int(seed), float(deadline), context)
+    print(json.dumps(found, default=str))
     return 0
 
 

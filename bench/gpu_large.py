@@ -57,9 +57,9 @@ def same(whole: torch.Tensor, alone: torch.Tensor, exact: bool) -> bool:
 
 def around(total: int, elements: int) -> list[slice]:
     """Rows at the start, where offsets pass 2**31 elements and bytes, and at the end."""
-    width = elements / total
-    places = [0, int(elements / 2 / width), int(elements * LIMIT / (LIMIT + LIMIT // 64) / width)]
-    starts = [max(0, min(place // 4 * 4 - 8, total - 16)) for place in (*places, total - 16)]
+    border = elements * LIMIT / (LIMIT + LIMIT // 64) * total / elements  # the row of 2**31
+    places = [0, int(border / 2), int(border)]
+    starts = [max(0, min(place // 4 * 4 - 8, total - 16)) for place in (*places, total - 8)]
     return [slice(start // 4 * 4, start // 4 * 4 + 16) for start in starts]
 
 

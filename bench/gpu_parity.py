@@ -44,6 +44,8 @@ def run(item: str, context: Context) -> Found:
 
 def within_twice(actual: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> str | None:
     """What ``tolerance.assert_within_twice`` would say, judged on the device."""
+    if exact.dtype != torch.float64:
+        return f"exact must be fp64, got {exact.dtype}"
     if actual.dtype != plain.dtype:
         return f"dtype {actual.dtype} instead of {plain.dtype}"
     if not actual.shape == plain.shape == exact.shape:
