@@ -9,6 +9,8 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,16 +33,16 @@ _PACKAGES = (
 
 
 def items(context: Context) -> list[str]:
-    """What each stage does; a GPU's libraries come after the others that need no GPU."""
+    """What each stage does."""
     if context.stage == "build":
-        return ["keye_ops", "executor and twins"]
+        return ["libraries"]
     return ["machine", "gpu", "software", "sources", "ops"]
 
 
 def run(item: str, context: Context) -> Found:
     """One of them."""
     if context.stage == "build":
-        return {"keye_ops": build_ops, "executor and twins": build_twins}[item](context)
+        return build(context)
     return {"facts": globals()[f"{item}_facts"](context)}
 
 
@@ -165,15 +167,32 @@ def _architecture() -> str:
     return f"{capability}a-real" if int(capability) >= 90 else f"{capability}-real"
 
 
-def build_ops(context: Context) -> Found:
+def build(context: Context) -> Found:
+    """Both kinds of libraries at a time: neither keeps all processors busy to its end."""
+    makers = {"keye_ops": build_ops, "executor and twins": build_twins}
+    begin = time.monotonic()
+    facts: Found = {}
+    problems = []
+    with ThreadPoolExecutor() as pool:
+        futures = {name: pool.submit(maker, context) for name, maker in makers.items()}
+        for name, future in futures.items():
+            try:
+                facts[name] = future.result()
+            except (RuntimeError, OSError, NotRun) as error:
+                problems.append(f"{name}: {error}")
+    facts["seconds"] = round(time.monotonic() - begin, 1)
+    return {"facts": facts, "problems": problems}
+
+
+def build_ops(context: Context) -> list[str]:
     """Use the extension libraries that load; make them otherwise, for this GPU alone."""
     if context.device != "cuda":
-        return {"facts": {"made": []}}
+        return []
     load = "import torch, keye_ops._C, keye_ops._C_cuda; from keye_ops import dispatch; "
     # NOTE: a library that was built for another torch may load and not register: ask for an op.
     load += "assert dispatch.has_kernel('rope', 'cuda'); print(1)"
     if output_of(sys.executable, "-c", load):
-        return {"facts": {"made": []}}
+        return []
     import torch
 
     package = Path(torch.__file__).parent
@@ -193,17 +212,17 @@ def build_ops(context: Context) -> Found:
     made.append(_run("cmake", "--build", folder, "--parallel", os.cpu_count()))
     if not output_of(sys.executable, "-c", load):
         raise RuntimeError("the libraries were built and do not load: try `keye-ops info`")
-    return {"facts": {"made": made}}
+    return made
 
 
-def build_twins(context: Context) -> Found:
+def build_twins(context: Context) -> list[str]:
     """The host executor and the twins; without a GPU they must be there."""
     on_gpu = context.device == "cuda"
     try:
         twin.Machine(context.build / HOST)
         if on_gpu:
             ctypes.CDLL(str(context.build / CUDA))
-        return {"facts": {"made": []}}
+        return []
     except OSError:
         if not on_gpu and not shutil.which("cmake"):
             raise NotRun(f"{HOST} is not built") from None
@@ -219,4 +238,4 @@ def build_twins(context: Context) -> Found:
     targets = [name.removesuffix(".so") for name in names]
     arguments = ("--parallel", os.cpu_count(), "--target", *targets)
     made.append(_run("cmake", "--build", folder, *arguments))
-    return {"facts": {"made": made}}
+    return made

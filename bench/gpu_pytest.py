@@ -10,10 +10,12 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 from gpu_runner import Context, Found, NotRun
 
 TESTS = Path(__file__).resolve().parents[1] / "python_tests"
+_DEVICE = "KEYE_OPS_SUITE_DEVICE"
 _USES_DEVICE = re.compile(r"^def test_\w+\([^)]*\bdevice\b", re.MULTILINE)
 
 
@@ -44,9 +46,16 @@ def run(item: str, context: Context) -> Found:
         if importlib.util.find_spec("xdist") and device == "cuda":
             command += ["-n", str(min(6, os.cpu_count() or 1))]
         limit = max(context.share(2.5), 10)
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, _DEVICE: device, "PYTHONPATH": os.pathsep.join(paths)}
         try:
             result = subprocess.run(
-                command, capture_output=True, text=True, timeout=limit, check=False
+                command,
+                capture_output=True,
+                text=True,
+                timeout=limit,
+                check=False,
+                env=environment,
             )
         except subprocess.TimeoutExpired:
             raise NotRun(f"takes more than the {limit:.0f} s that were left") from None
@@ -54,6 +63,18 @@ def run(item: str, context: Context) -> Found:
             text = (result.stdout + result.stderr)[-1500:]
             return {"problems": [f"pytest ended with {result.returncode}: {text}"]}
         return read_report(report)
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """As a plugin of pytest: leave the tests whose parameter ``device`` is the one wanted."""
+    device = os.environ.get(_DEVICE)
+    chosen = [one for one in items if _device_of(one) == device]
+    config.hook.pytest_deselected(items=[one for one in items if _device_of(one) != device])
+    items[:] = chosen
+
+
+def _device_of(item: Any) -> Any:
+    return item.callspec.params.get("device") if hasattr(item, "callspec") else None
 
 
 def read_report(path: Path) -> Found:

@@ -44,6 +44,7 @@ class Stage:
         at_least: seconds under which it is not worth to begin.
         item_seconds: an item that takes longer hangs.
         host_seconds: that it wants on the host executor; 0 for one that needs a GPU.
+        essential: the others need it, so that it may take all the time there is.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Stage:
     at_least: float = 2.0
     item_seconds: float = 60.0
     host_seconds: float = 0.0
+    essential: bool = False
 
 
 @dataclass
@@ -99,6 +101,8 @@ def budget(stage: Stage, rest: list[Stage], left: float, device: str) -> float:
     What others did not need goes to those that follow; at most twice as much as was wanted.
     """
     own = wanted(stage, device)
+    if stage.essential and own:
+        return left
     total = own + sum(wanted(one, device) for one in rest)
     return min(left, left * own / total, 2 * own) if total else 0.0
 

@@ -150,6 +150,8 @@ def test_budgets_are_shares_that_shrink_and_flow_on():
     assert gpu_runner.budget(first, [second], 45, "cuda") == 30
     assert gpu_runner.budget(second, [], 15, "cuda") == 15
     assert gpu_runner.budget(first, [second], 45, "host_cuda") == 0
+    essential = stage("c", essential=True)
+    assert gpu_runner.budget(essential, [first, second], 500, "cuda") == 500
     total = sum(one.seconds for one in gpu_suite.STAGES[1:])
     assert 400 <= total <= 600  # nine minutes, where the libraries are there
     assert sum(one.host_seconds for one in gpu_suite.STAGES) <= 90
@@ -210,7 +212,7 @@ def test_on_the_host_executor(folder, tmp_path):
     begin = time.monotonic()
     result = run_suite("--device", "host_cuda", "--build", folder, "--output", tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert time.monotonic() - begin < 100
+    assert time.monotonic() - begin < 120  # 72, and more where others use the processors, too
     [path] = tmp_path.glob("host/*.json")
     found = json.loads(path.read_text())
     stages = {one["stage"]: one for one in found["stages"]}
