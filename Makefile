@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= 2.13.0
 ORACLES := keye-vl-utils==1.5.2 einops==0.8.2 opencv-python-headless==5.0.0.93 nvidia-cutlass==4.2.0.0
+CUTLASS := $(filter nvidia-cutlass%,$(ORACLES))
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh') \
@@ -44,8 +45,10 @@ faults: $(VENV)/.dev
 mutation: $(VENV)/.dev
 	$(BIN)/python python_tests/host_cuda.py
 	$(BIN)/python python_tests/mutation/run.py --at-least 60 \
-		--sources csrc/rope/rope.cuh csrc/common/vec.cuh csrc/host_executor/selftest/*.cuh \
+		--sources csrc/rope/rope.cuh csrc/linear_gelu/linear_gelu.cuh csrc/common/vec.cuh \
+		csrc/host_executor/selftest/*.cuh \
 		--test "host_cuda_rope.so:$(BIN)/python python_tests/fault_probe.py --strict rope" \
+		--test "host_cuda_linear_gelu.so:$(BIN)/python python_tests/fault_probe.py --strict linear_gelu" \
 		--test "host_cuda_selftest.so:$(BIN)/python python_tests/fault_probe.py --strict $(SELFTEST_KERNELS)" \
 		--json build/mutation.json --report build/mutation.md $(ARGS)
 
@@ -84,6 +87,10 @@ $(VENV)/.torch:
 		$(BIN)/python -m pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || { \
 			$(BIN)/python -m pip install -q uv && \
 			$(BIN)/uv pip install -q --python $(BIN)/python --torch-backend cpu "torch==$(TORCH)"; }; \
+	fi
+	@# The headers of fused GEMMs; its requirements are those of tools that we do not use.
+	@if command -v nvcc >/dev/null || [ -x "$${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then \
+		$(BIN)/python -m pip install -q --no-deps $(CUTLASS); \
 	fi
 	@touch $@
 

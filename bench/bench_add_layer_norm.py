@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from keye_ops.bench import harness, peers
+from keye_ops.bench import cuda_peers, harness, peers
 from keye_ops.bench.harness import Case, Settings, Skip, Workload
 
 import keye_ops
@@ -60,9 +60,15 @@ def workload(op: str, total: int, dtype: torch.dtype, settings: Settings) -> Wor
         peers={
             "eager": lambda: eager(*inputs),
             "torch.compile": peers.compiled(eager, settings, *inputs),
+            **({} if added else {"Liger": _liger(args, settings)}),
         },
         yardsticks=harness.copies((4 if added else 2) * harness.bytes_of(x), device),
     )
+
+
+def _liger(args: tuple[torch.Tensor, ...], settings: Settings) -> harness.Provider | Skip:
+    """Its LayerNorm; it has none with an addition before it."""
+    return cuda_peers.liger("layer_norm", settings, *args, EPS)
 
 
 if __name__ == "__main__":

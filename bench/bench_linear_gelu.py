@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from keye_ops.bench import harness, peers
+from keye_ops.bench import cuda_peers, harness, peers
 from keye_ops.bench.harness import Case, Settings, Skip, Workload
 
 import keye_ops
@@ -54,8 +54,9 @@ def workload(rows: int, dtype: torch.dtype, mode: str, settings: Settings) -> Wo
     bias = harness.random(MERGED, dtype=dtype, device=device)
     eager = harness.reference(keye_ops.linear_gelu)
     inputs = (x, weight, bias)
+    ours = harness.in_mode(mode, keye_ops.linear_gelu, inputs)
     return Workload(
-        ours={"keye_ops": harness.in_mode(mode, keye_ops.linear_gelu, inputs)},
+        ours={"keye_ops": ours, **cuda_peers.both_products(settings, "keye_ops", ours)},
         peers={
             "eager": harness.in_mode(mode, eager, inputs),
             "torch.compile": peers.compiled(keye_ops.linear_gelu, settings, *inputs, mode=mode),

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from keye_ops.bench import harness, peers
+from keye_ops.bench import cuda_peers, harness, peers
 from keye_ops.bench.harness import Case, Settings, Skip, Workload
 
 import keye_ops
@@ -52,6 +52,9 @@ def workload(name: str, dtype: torch.dtype, settings: Settings) -> Workload:
     rows, matrix = pixels.flatten(1), weight.flatten(1)
     args = (pixels, weight, bias, table, grid)
 
+    def ours() -> torch.Tensor:
+        return keye_ops.patch_embed(*args)
+
     def convolution() -> torch.Tensor:
         """As vision towers are commonly written: a loop over images for the positions."""
         tokens = F.conv2d(pixels, weight, bias, stride=14).flatten(1)
@@ -64,7 +67,8 @@ def workload(name: str, dtype: torch.dtype, settings: Settings) -> Workload:
 
     return Workload(
         ours={
-            "keye_ops": lambda: keye_ops.patch_embed(*args),
+            "keye_ops": ours,
+            **cuda_peers.both_products(settings, "keye_ops", ours),
             "keye_ops, uint8 pixels": lambda: keye_ops.patch_embed(raw, *args[1:]),
         },
         peers={

@@ -6,7 +6,7 @@ import sys
 from functools import partial
 
 import torch
-from keye_ops.bench import harness, peers
+from keye_ops.bench import cuda_peers, harness, peers
 from keye_ops.bench.harness import Case, Settings, Skip, Workload
 
 import keye_ops
@@ -60,10 +60,16 @@ def workload(name: str, before: bool, dtype: torch.dtype, settings: Settings) ->
         grid,
     )
     eager = harness.reference(keye_ops.projector)
+
+    def one_image(part: torch.Tensor, grid: keye_ops.PackedGrid) -> torch.Tensor:
+        return eager(part, *args[1:-1], grid)
+
+    one_by_one = cuda_peers.per_image(one_image, x, grids)
     return Workload(
         ours={"keye_ops": lambda: keye_ops.projector(*args)},
         peers={
             "eager": lambda: eager(*args),
+            **({"eager, a call an image": one_by_one} if len(grids) > 1 else {}),
             "torch.compile": peers.compiled(keye_ops.projector, settings, *args),
             "zentorch": peers.compiled(keye_ops.projector, settings, *args, backend="zentorch"),
             "transformers": _transformers(*args[:-1], grids),

@@ -6,7 +6,7 @@ import sys
 from functools import partial
 
 import torch
-from keye_ops.bench import harness, peers
+from keye_ops.bench import cuda_peers, harness, peers
 from keye_ops.bench.harness import Case, Settings, Workload
 
 import keye_ops
@@ -74,6 +74,7 @@ def vision(name: str, dtype: torch.dtype, settings: Settings) -> Workload:
             "eager": lambda: rope_reference(*args),
             "torch.compile": peers.compiled(rope_reference, settings, *args),
             "transformers": _transformers(q, k, position_ids),
+            "FlashAttention's rotary": cuda_peers.flash_rotary(q, k, args[2:], settings),
         },
         yardsticks=harness.copies(2 * harness.bytes_of(q, k), device),
     )
@@ -111,6 +112,7 @@ def text(total: int, dtype: torch.dtype, settings: Settings) -> Workload:
         peers={
             "eager": lambda: rope_reference(*args),
             "torch.compile": peers.compiled(rope_reference, settings, *args),
+            "Liger": cuda_peers.liger_rope_3d(q, k, args[2:5], weight, section, settings),
         },
         yardsticks=harness.copies(2 * harness.bytes_of(q, k), device),
     )

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from keye_ops.bench import harness, peers
+from keye_ops.bench import cuda_peers, harness, peers
 from keye_ops.bench.harness import Case, Provider, Settings, Skip, Workload
 
 import keye_ops
@@ -93,7 +93,7 @@ def workload(
     dense = peers.by_segment(partial(_dense, causal=causal), lengths)
     scores = num_heads * max(lengths) ** 2 * (harness.size_of(dtype) + 8)
     scores *= 1 if mode == "forward" else 3
-    eager = harness.if_it_fits(scores, harness.in_mode(mode, dense, inputs))
+    eager = harness.if_it_fits(scores, harness.in_mode(mode, dense, inputs), device)
     if settings.quick and scores > 1e9:
         eager = Skip("not with --quick: it takes seconds")
     many, equal = len(lengths) > 1, len(set(lengths)) == 1
@@ -111,6 +111,7 @@ def workload(
             "torch.compile of SDPA": compiled,
             "eager": eager,
             "zentorch": _zentorch(inputs, lengths, causal, mode, settings),
+            **cuda_peers.attention(inputs, lengths, causal, mode, settings),
         },
     )
 

@@ -7,9 +7,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from keye_ops.bench import harness, peers
+from keye_ops.bench import cuda_peers, harness, peers
 from keye_ops.bench.harness import Case, Settings, Skip, Workload
 
+import keye_ops
 from keye_ops.cli import main
 from keye_ops.model import VisionConfig, VisionTower, init_random
 
@@ -24,6 +25,8 @@ def cases(settings: Settings) -> list[Case]:
     batches = {name: harness.SHAPES[name] for name in harness.UNMERGED if "thumbnail" not in name}
     for count in THUMBNAILS:
         batches[f"{count} thumbnail{'s' * (count > 1)}"] = [(1, 16, 16)] * count
+    if cuda_peers.on_gpu(settings):
+        batches["32 images of 378²"] = [(1, 27, 27)] * 32
     found = []
     for dtype in (torch.bfloat16, torch.float32):
         half = dtype == torch.bfloat16
@@ -79,7 +82,7 @@ def workload(
     grid = tower.pack(grids)
     pixels = harness.random(grid.total, 3, 14, 14, dtype=dtype, device=settings.device)
     eager = harness.reference(tower)
-    lengths = grid.cu_seqlens.diff().tolist()
+    lengths = [h * w for t, h, w in grids for _ in range(t)]
     # The reference reads offsets while it runs, which breaks graphs: compilers get known lengths.
     equal = len(set(lengths)) == 1
     wrap = peers.together if equal else peers.by_segment
@@ -91,11 +94,18 @@ def workload(
     large = Skip("takes minutes") if grid.total > _OURS_AND_EAGER else None
     args = (tower, settings, pixels, grid)
 
+    packed = _packed_attention(grid, settings)
+    ours: dict[str, harness.Provider | Skip] = {"keye_ops": lambda: tower(pixels, grid)}
+    if packed is not None:
+        name = "torch varlen_attn"
+        batched[f"eager, {name}"] = peers.with_attention(packed, lambda: eager(pixels, grid))
+        ours[f"keye_ops, {name}"] = peers.with_attention(packed, ours["keye_ops"])
+
     def compiled(backend: str) -> harness.Provider | Skip:
         return large or peers.with_attention(attend, peers.compiled(*args, backend=backend))
 
     return Workload(
-        ours={"keye_ops": lambda: tower(pixels, grid)},
+        ours=ours,
         peers={
             "eager": lambda: eager(pixels, grid),
             **batched,
@@ -104,6 +114,14 @@ def workload(
             "transformers": large or _transformers(tower, pixels, grids),
         },
     )
+
+
+def _packed_attention(grid: keye_ops.PackedGrid, settings: Settings) -> peers.Attention | None:
+    """torch's own attention of packed segments, on a GPU."""
+    if not cuda_peers.on_gpu(settings):
+        return None
+    function = cuda_peers.torch_varlen(grid.cu_seqlens, grid.max_seqlen, causal=False)
+    return None if isinstance(function, Skip) else function
 
 
 def _transformers(

@@ -1,294 +1,260 @@
-"""Checks everything that needs a GPU, a stage at a time, and saves what every stage found.
+"""Turns minutes of a GPU into evidence: what was run, what was right, how fast it was.
 
-``python bench/gpu_suite.py --minutes 9 --output bench/results``, from a checkout. Every stage is a
-process of its own, so that a fault or a hang in one leaves the others alone.
+    python bench/gpu_suite.py --minutes 9 --output bench/results
+
+from a checkout; ``--device host_cuda`` runs a shortened form on the host executor, without a GPU.
+The most valuable stages come first. Each has processes of its own and is saved as it goes, item by
+item, so that neither a fault nor an early end loses what others found.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import hashlib
 import json
 import os
-import platform
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "python_tests")]
+    sys.path[:0] = [str(ROOT / "bench"), str(ROOT), str(ROOT / "python_tests")]
 
-import twin  # noqa: E402
+import gpu_runner  # noqa: E402
+import gpu_targets  # noqa: E402
+from gpu_runner import Context, Found, Stage  # noqa: E402
 
 BUILD = ROOT / "build" / "host_executor"
-HOST, CUDA = "host_cuda_twin.so", "twin_cuda.so"
-STAGE_SECONDS = {"build": 300, "environment": 60, "twin": 60, "selftest": 30, "rope": 60}
-DTYPES = ("float32", "float16", "bfloat16")
-Result = dict[str, Any]
+DEVICES = ("cuda", "host_cuda", "cpu")
+# On a GPU their seconds are shares of nine minutes.
+STAGES = (
+    Stage("build", "gpu_environment", 150, 5, item_seconds=480, host_seconds=1, essential=True),
+    Stage("environment", "gpu_environment", 15, host_seconds=6),
+    Stage("twin", "gpu_kernels", 35, item_seconds=30, host_seconds=10),
+    Stage("selftest", "gpu_kernels", 8, item_seconds=20),
+    Stage("parity", "gpu_parity", 70, at_least=10, host_seconds=25),
+    Stage("benchmarks", "gpu_bench", 90, at_least=15, item_seconds=120),
+    Stage("repeats", "gpu_repeats", 30, at_least=8, host_seconds=12),
+    Stage("graphs", "gpu_graphs", 20, at_least=8),
+    Stage("fuzz", "gpu_fuzz", 60, at_least=10, item_seconds=600, host_seconds=12),
+    Stage("malformed", "gpu_malformed", 20, at_least=8, host_seconds=12),
+    Stage("syncs", "gpu_syncs", 20, at_least=8),
+    Stage("large", "gpu_large", 30, at_least=8),
+    Stage("tests", "gpu_pytest", 45, at_least=20, item_seconds=240),
+    Stage("sanitizer", "gpu_sanitizer", 50, at_least=20, item_seconds=120),
+    Stage("benchmarks of the rest", "gpu_bench", 60, at_least=15, item_seconds=120),
+)
 
 
-def output_of(*command: Any) -> str:
-    """What a program prints, stripped, or nothing where it fails or is absent."""
+def first_line(*command: str) -> str:
+    """What a program prints first, or nothing where it fails or is absent."""
     try:
-        result = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, cwd=ROOT, check=True
-        )
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return result.stdout.strip()
+    return (result.stdout.strip().splitlines() or [""])[0]
 
 
-# ---- stages: each returns what it found; "problems" are failures ----
-
-
-def environment(folder: Path) -> Result:
-    """Versions, the GPU, the commit, and hashes of the sources and of the libraries."""
-    import torch
-
-    def digest(paths: list[Path]) -> str:
-        return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
-
-    libraries = [*ROOT.glob("keye_ops/*.so"), *folder.glob("*.so")]
-    return {
-        "gpu": output_of("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
-        "commit": output_of("git", "rev-parse", "HEAD") or "unknown",
-        "changed": output_of("git", "status", "--porcelain").splitlines(),
-        "csrc": digest(sorted(path for path in ROOT.glob("csrc/**/*") if path.is_file())),
-        "libraries": {path.name: digest([path]) for path in sorted(libraries)},
-        "nvcc": output_of("nvcc", "--version").splitlines()[-1:],
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def build(folder: Path) -> Result:
-    """Use the libraries that are there; make those that are absent or do not load."""
-    made = []
-
-    def run(*command: Any) -> None:
-        made.append(" ".join(map(str, command)))
-        subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
-
-    try:
-        twin.Machine(folder / HOST)
-        ctypes.CDLL(str(folder / CUDA))
-    except OSError:
-        pybind11 = output_of(sys.executable, "-m", "pybind11", "--cmakedir")
-        options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}"]
-        run("cmake", "-S", ROOT / "csrc" / "host_executor", "-B", folder, *options)
-        targets = [path.removesuffix(".so") for path in (HOST, CUDA)]
-        run("cmake", "--build", folder, "--parallel", os.cpu_count(), "--target", *targets)
-    import torch
-
-    if not output_of(sys.executable, "-c", "import keye_ops._C, keye_ops._C_cuda; print(1)"):
-        package = Path(torch.__file__).parent
-        include = output_of(
-            sys.executable, "-c", "import sysconfig; print(sysconfig.get_paths()['include'])"
-        )
-        options = [
-            f"-DKEYE_TORCH_INCLUDE={package / 'include'}",
-            f"-DKEYE_OUTPUT_DIR={ROOT}/keye_ops",
-        ]
-        options += [f"-DKEYE_TORCH_LIB={package / 'lib'}", f"-DKEYE_PYTHON_INCLUDE={include}"]
-        options += ["-DKEYE_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=80-real;90a-real"]
-        run("cmake", "-S", ROOT, "-B", ROOT / "build" / "gpu", *options)
-        run("cmake", "--build", ROOT / "build" / "gpu", "--parallel", os.cpu_count())
-    return {"made": made}
-
-
-def twins(folder: Path, function: str, host_only: bool) -> Result:
-    """The twins of a function on the GPU (or under another schedule) as on the host executor."""
-    host = twin.Machine(folder / HOST)
-    other = twin.Machine(folder / HOST, seed=1) if host_only else twin.Machine(folder / CUDA)
-    some = [one for one in other.twins if one.function == function]
-    result = twin.compare(host, other, some[:2] if host_only else some)
-    problems = [f"{m.twin}, {m.label}: {m.count} words, {m.detail}" for m in result.mismatches]
-    return {"cases": result.cases.total(), "problems": problems}
-
-
-def selftest(folder: Path, name: str) -> Result:
-    """A kernel of the executor's self-tests on the GPU, against numpy."""
-    rng = np.random.default_rng(0)
-
-    def bf16(*shape: int) -> tuple[np.ndarray, np.ndarray]:
-        bits = twin.to_bf16(rng.standard_normal(shape, np.float32))
-        return bits, (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-
-    if name.startswith("gemm"):
-        m, n, k = 328, 200, 1096
-        (a, exact_a), (b, exact_b) = bf16(m, k), bf16(n, k)
-        wgmma = name == "gemm_wgmma"
-        arrays = [a, b, np.zeros((m, n), np.uint16 if wgmma else np.float32)]
-        numbers, tile = [m, n, k], [-(-m // 64), -(-n // 64)]
-        shape = [*tile, 160, 4 * 16384 + 8192 + 64, 1] if wgmma else [*tile, 128, 3 * 8192, 1]
-        expected = exact_a @ exact_b.T
-        # A rounding of the result, and of sums of products.
-        bound = np.abs(exact_a) @ np.abs(exact_b.T) * 2.0**-16 + wgmma * np.abs(expected) * 2.0**-8
-    elif name == "cluster_sum":
-        x = rng.standard_normal((5, 8, 1024), np.float32)
-        arrays, numbers = [x, np.zeros(5, np.float32)], [1024]
-        shape = [40, 1, 128, 4096 * 4 + 200, 8]
-        expected, bound = x.sum((1, 2), np.float64), np.abs(x).sum((1, 2)) * 2.0**-16
-    else:
-        x = rng.standard_normal((300, 512), np.float32)
-        arrays = [x, np.zeros(300, np.float32), np.zeros(1, np.float32), np.zeros(1, np.uint32)]
-        numbers, shape = [512, 512], [300, 1, 64, 64, 1]
-        expected, bound = x.sum(1, np.float64), np.abs(x).sum(1) * 2.0**-16
-    library = ctypes.CDLL(str(folder / CUDA))
-    library.selftest_run.restype = ctypes.c_char_p
-    error = library.selftest_run(
-        name.encode(),
-        len(arrays),
-        (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays)),
-        (ctypes.c_size_t * len(arrays))(*(array.nbytes for array in arrays)),
-        (ctypes.c_int64 * len(numbers))(*numbers),
-        (ctypes.c_uint32 * len(shape))(*shape),
-    )
-    if error is not None:
-        return {"problems": [error.decode()]}
-    actual = arrays[1 if "sum" in name else 2]
-    if actual.dtype == np.uint16:
-        actual = (actual.astype(np.uint32) << 16).view(np.float32)
-    bad = ~(np.abs(actual - expected) <= bound)
-    problems = [f"{bad.sum()} of {bad.size} values are wrong"] if bad.any() else []
-    return {"cases": bad.size, "problems": problems}
-
-
-def rope(dtype_name: str) -> Result:
-    """Values and gradients of rope on cuda, held to twice the error of plain PyTorch."""
-    import torch
-    from test_rope import Case, outputs_and_gradients, public
-    from tolerance import assert_within_twice
-
-    from keye_ops.rope import rope_reference
-
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("keye_ops::rope", "CUDA"):
-        return {"problems": ["the library holds no rope for cuda"]}
-    cases, problems = 0, []
-    dtype = getattr(torch, dtype_name)
-    for shape in ((4097, 16, 16, 72, 2), (1031, 32, 8, 128, 3), "one token", "largest head"):
-        for norm, interleaved in ((False, False), (False, True), (True, False), (True, True)):
-            on_gpu = Case(shape, dtype, "cuda", norm, interleaved)
-            case = Case(shape, dtype, "cpu", norm, interleaved)
-            actual = outputs_and_gradients(public, on_gpu)
-            plain = outputs_and_gradients(rope_reference, case)
-            exact = outputs_and_gradients(rope_reference, case, torch.float64)
-            for i, three in enumerate(zip(actual, plain, exact, strict=True)):
-                cases += 1
-                try:
-                    assert_within_twice(*three)
-                except AssertionError as error:
-                    problems.append(f"{shape}, norm {norm}, result {i}: {error}")
-    return {"cases": cases, "problems": problems}
-
-
-# ---- running them ----
-
-
-def run_stage(name: str, folder: Path, host_only: bool) -> Result:
-    """A stage by name, in this process."""
-    kind, _, which = name.partition(" ")
-    if kind == "twin":
-        return twins(folder, which, host_only)
-    if kind in ("selftest", "rope"):
-        return selftest(folder, which) if kind == "selftest" else rope(which)
-    return {"environment": environment, "build": build}[kind](folder)
-
-
-def run_apart(name: str, arguments: argparse.Namespace, seconds: float) -> Result:
-    """A stage by name, in a process of its own."""
-    command = [sys.executable, __file__, "--stage", name, "--build", str(arguments.build)]
-    command += ["--host-only"] * arguments.host_only
-    begin = time.monotonic()
-    try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds, check=False
-        )
-        last = (result.stdout.strip().splitlines() or [""])[-1]
-        found = json.loads(last) if result.returncode == 0 else None
-        error = f"exit status {result.returncode}: {result.stderr[-2000:]}"
-    except subprocess.TimeoutExpired:
-        found, error = None, f"took more than {seconds:.0f} s"
-    found = found or {"problems": [error]}
-    problems = found.setdefault("problems", [])
-    status = "failed" if problems else "skipped" if found.get("cases") == 0 else "passed"
-    return {"stage": name, "status": status, "seconds": time.monotonic() - begin, **found}
-
-
-def main() -> int:
-    """Run all stages, or one; 0 if all passed, 1 if not, 2 without a GPU."""
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=9.0, help="for everything (default: 9)")
+    parser.add_argument("--minutes", type=float, help="for everything (default: 9)")
+    parser.add_argument("--device", choices=DEVICES, default="cuda", help="default: cuda")
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results", metavar="DIR")
     parser.add_argument("--build", type=Path, default=BUILD, metavar="DIR", help="of the executor")
-    parser.add_argument("--host-only", action="store_true", help="some twins, without a GPU")
-    parser.add_argument("--stage", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.stage:
-        print(json.dumps(run_stage(arguments.stage, arguments.build, arguments.host_only)))
-        return 0
+    parser.add_argument("--only", metavar="STAGES", help="some, with commas between them")
+    parser.add_argument("--skip", metavar="STAGES", default="", help="all but these")
+    parser.add_argument(
+        "--resume", type=Path, metavar="FILE", help="take the stages that passed in an earlier run"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random data (default: 0)")
+    parser.add_argument("--plot", action="store_true", help="save plots of the benchmarks, too")
+    parser.add_argument(
+        "--host-only", action="store_true", help="--device host_cuda --only twin, for short"
+    )
+    for hidden in ("--stage", "--module", "--journal", "--seconds"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.host_only:
+        arguments.device, arguments.only = "host_cuda", "twin"
+    if arguments.minutes is None:
+        arguments.minutes = 1.2 if arguments.device == "host_cuda" else 9.0
+    names = {stage.name for stage in STAGES}
+    for name in [*(arguments.only or "").split(","), *arguments.skip.split(",")]:
+        if name and name not in names:
+            parser.error(f"a stage must be one of {', '.join(sorted(names))}, got {name!r}")
+    return arguments
 
-    gpu = output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").split("\n")[0]
-    if not gpu and not arguments.host_only:
-        print("gpu_suite: it needs a GPU and its driver, nvidia-smi names none; try --host-only")
-        return 2
-    begin, stages = time.monotonic(), []
-    folder = arguments.output / ("host" if arguments.host_only else gpu.lower().replace(" ", "-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{datetime.now(timezone.utc):%Y-%m-%dT%H-%M-%S}.json"
 
-    def stage(name: str) -> None:
-        left = arguments.minutes * 60 - (time.monotonic() - begin)
-        if left < 5:
-            found = {"status": "not run", "seconds": 0.0, "problems": ["no time left"]}
-            found["stage"] = name
-        else:
-            found = run_apart(name, arguments, min(left, STAGE_SECONDS[name.split()[0]]))
-        stages.append(found)
-        path.write_text(json.dumps({"gpu": gpu, "stages": stages}, indent=1) + "\n")
-        print(f"{found['status']} {name}, {found['seconds']:.1f} s", flush=True)
+def serve(arguments: argparse.Namespace) -> int:
+    """The body of a stage's process."""
+    context = Context(
+        stage=arguments.stage,
+        device=arguments.device,
+        build=arguments.build,
+        seed=arguments.seed,
+        deadline=time.monotonic() + float(arguments.seconds),
+    )
+    module = gpu_runner.load(arguments.module)
+    return gpu_runner.serve(module, context, Path(arguments.journal))
 
-    # The environment last of the first two, so that it tells of the libraries that are used.
-    for name in () if arguments.host_only else ("build", "environment"):
-        stage(name)
-    try:
-        functions = dict.fromkeys(
-            one.function for one in twin.Machine(arguments.build / HOST).twins
-        )
-    except OSError as error:
-        print(f"gpu_suite: no twin runs without {HOST}: {error}")
-        functions = {}
-    for function in functions:
-        stage(f"twin {function}")
-    if not arguments.host_only:
-        for name in ("gemm_mma", "gemm_wgmma", "cluster_sum", "row_sums"):
-            stage(f"selftest {name}")
-        for dtype in DTYPES:
-            stage(f"rope {dtype}")
 
+class Run:
+    """One run of the suite: its stages, and the file that grows with them."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, gpu: str, stages: tuple[Stage, ...] | None = None
+    ) -> None:
+        only = (arguments.only or "").split(",")
+        skip = arguments.skip.split(",")
+        self.arguments, self.gpu = arguments, gpu
+        self.stages = [
+            one
+            for one in stages or STAGES
+            if (not arguments.only or one.name in only) and one.name not in skip
+        ]
+        self.begin, self.found = time.monotonic(), {}
+        names = {"host_cuda": "host", "cpu": "cpu"}
+        folder = names.get(arguments.device) or "-".join(gpu.lower().split())
+        self.folder = arguments.output / folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.started = datetime.now(timezone.utc)
+        self.path = self.folder / f"{self.started:%Y-%m-%dT%H-%M-%S}.json"
+        self.earlier = self._earlier()
+        self.finished = False
+        self.journals = Path(tempfile.mkdtemp(prefix="gpu_suite_"))
+
+    def _earlier(self) -> dict[str, Found]:
+        if self.arguments.resume is None:
+            return {}
+        saved = json.loads(self.arguments.resume.read_text(encoding="utf-8"))
+        done = {one["stage"]: one for one in saved["stages"] if one["status"] == "passed"}
+        return {k: one for k, one in done.items() if k not in ("build", "environment")}
+
+    def left(self) -> float:
+        """Seconds of the whole run."""
+        return self.arguments.minutes * 60 - (time.monotonic() - self.begin)
+
+    def run(self) -> None:
+        """Every stage, in order."""
+        for number, stage in enumerate(self.stages):
+            self._keep(self._stage(stage, self.stages[number + 1 :]), print_it=True)
+        self.finished = True
+        self.save()
+
+    def _stage(self, stage: Stage, rest: list[Stage]) -> Found:
+        device, name = self.arguments.device, stage.name
+        if name in self.earlier:
+            return self.earlier[name] | {"resumed": str(self.arguments.resume.name)}
+        if gpu_runner.wanted(stage, device) == 0:
+            return gpu_runner.not_run(stage, "needs a GPU")
+        rest = [one for one in rest if one.name not in self.earlier]
+        seconds = gpu_runner.budget(stage, rest, max(self.left(), 0.0), device)
+        least = min(stage.at_least, gpu_runner.wanted(stage, device))
+        if seconds < least:
+            return gpu_runner.not_run(stage, f"{seconds:.0f} s are too few", seconds)
+        journal = self.journals / f"{name.replace(' ', '_')}.jsonl"
+        own = self.arguments
+        command = [sys.executable, str(Path(__file__).resolve()), "--stage", name]
+        command += ["--module", stage.module, "--journal", str(journal), "--device", device]
+        command += ["--seconds", str(seconds), "--build", str(own.build), "--seed", str(own.seed)]
+        return gpu_runner.run_stage(stage, command, journal, seconds, self._keep)
+
+    def _keep(self, found: Found, print_it: bool = False) -> None:
+        before = self.found.get(found["stage"])
+        self.found[found["stage"]] = found
+        if print_it or before is None or len(before["items"]) != len(found["items"]):
+            self.save()
+        if print_it:
+            reason = f" ({found['reason']})" if found["reason"] else ""
+            print(f"{found['status']} {found['stage']}, {found['seconds']:.1f} s{reason}")
+            problems = list(gpu_runner.problems(found))
+            for problem in problems[:5]:
+                print(f"  {problem.splitlines()[0][:300]}")
+            if len(problems) > 5:
+                print(f"  and {len(problems) - 5} more, in the file")
+            sys.stdout.flush()
+
+    def result(self) -> dict[str, Any]:
+        """What is saved."""
+        stages = list(self.found.values())
+        benchmarks = gpu_targets.gather(stages)
+        return {
+            "format": 2,
+            "gpu": self.gpu or None,
+            "device": self.arguments.device,
+            "started": self.started.isoformat(timespec="seconds"),
+            "minutes": self.arguments.minutes,
+            "seed": self.arguments.seed,
+            "finished": self.finished,
+            "stages": stages,
+            "benchmarks": benchmarks,
+            "targets": gpu_targets.judge(self.gpu, benchmarks, stages),
+        }
+
+    def save(self) -> None:
+        """Replace the file at once, so that it is whole whenever the run ends."""
+        text = json.dumps(self.result(), indent=1, ensure_ascii=False, default=str)
+        new = self.path.with_suffix(".new")
+        new.write_text(text + "\n", encoding="utf-8")
+        os.replace(new, self.path)
+
+
+def show(run: Run) -> None:
+    """A row a stage, and a row a target."""
     from keye_ops.table import print_table
 
-    rows = [
-        [
-            s["stage"],
-            s["status"],
-            s.get("cases", ""),
-            f"{s['seconds']:.1f}",
-            (s["problems"] or [""])[0].strip().split("\n")[-1],
-        ]
-        for s in stages
-    ]
-    print_table(f"gpu_suite, {gpu or 'host'}", ["stage", "status", "cases", "s", "problem"], rows)
-    print(f"saved {path}")
-    return 0 if functions and not any(s["problems"] for s in stages) else 1
+    rows = []
+    for one in run.found.values():
+        note = next(gpu_runner.problems(one), one["reason"]).strip()
+        items = f"{one['passed']} of {one['planned']}" if one["planned"] else ""
+        seconds = f"{one['seconds']:.1f} of {one['budget']:.0f}"
+        last = (note.splitlines() or [""])[-1][:100]
+        rows.append([one["stage"], one["status"], items, one["cases"] or "", seconds, last])
+    columns = ["stage", "status", "items passed", "cases", "s", "note"]
+    print_table(f"gpu_suite, {run.gpu or run.arguments.device}", columns, rows)
+    targets = [] if run.arguments.device != "cuda" else run.result()["targets"]
+    if targets:
+        rows = [[t["op"], t["target"], t["measured"], t["status"]] for t in targets]
+        print_table("Targets", ["op", "target", "measured", "status"], rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run stages; 0 if nothing failed, 1 if something did, 2 without a GPU."""
+    arguments = parse(argv)
+    if arguments.stage:
+        return serve(arguments)
+    gpu = ""
+    if arguments.device == "cuda":
+        gpu = first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+        if not gpu:
+            print("gpu_suite: needs a GPU and its driver, nvidia-smi names none; there is "
+                  "--device host_cuda")  # fmt: skip
+            return 2
+    run = Run(arguments, gpu)
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        run.run()
+    except KeyboardInterrupt:
+        run.save()
+        print(f"gpu_suite: ended early; saved {run.path}")
+        return 1
+    show(run)
+    if arguments.plot:
+        from keye_ops.bench_command import bench_module
+
+        bench_module("gpu_plot").save(run.result(), run.folder)
+    print(f"saved {run.path}")
+    return int(any(one["status"] == "failed" for one in run.found.values()))
 
 
 if __name__ == "__main__":

@@ -8,25 +8,24 @@ machine hits all alike. Nothing here asserts.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from keye_ops.bench.memory import available_bytes, peak_bytes
+from keye_ops.bench.timer import synchronize, timer_of
 
 Provider = Callable[[], object]
 
 _MEMORY_LIMIT = 8e9  # bytes that one provider may need, where so much is available
 _CALL_LIMIT = 60.0  # seconds: a provider whose one call takes longer is skipped
 _SLOW_CALL = 8.0  # seconds: such a call is not repeated for its own sake
-_FLUSH_BYTES = 256 << 20  # more than any GPU's L2
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ class Settings:
         seconds: about so long for all timed calls of a provider, and three calls at least (one if
             quick, or if a call takes many seconds).
         layers: of the vision tower.
+        compile: whether to time what has to be compiled first; None leaves it to ``quick``.
     """
 
     device: str = "cpu"
@@ -54,6 +54,12 @@ class Settings:
     seconds: float = 2.0
     layers: int = 3
     seed: int = 0
+    compile: bool | None = None
+
+    @property
+    def skips_compilation(self) -> bool:
+        """Whether what has to be compiled first is left out."""
+        return self.quick if self.compile is None else not self.compile
 
 
 @dataclass
@@ -177,10 +183,12 @@ class Limits:
     @classmethod
     def measure(cls, dtypes: Iterable[torch.dtype], settings: Settings) -> Limits:
         """Time a large copy, and large matrix products of every dtype."""
-        num_bytes = 256 << 20  # more than any cache
+        on_gpu = settings.device.startswith("cuda")
+        num_bytes = 2 << 30 if on_gpu else 256 << 20  # more than any cache
         best = _best(copy_of(2 * num_bytes, settings.device), 5, settings.device)
         limits = cls(2 * num_bytes / best / 1e9)
         shapes = [(2048, 2048, 2048), (2048, 1152, 4304), (2048, 4608, 4608)]
+        shapes = [(8192, 8192, 8192), (8192, 4608, 4608)] if on_gpu else shapes
         for dtype in dtypes:
             rates = []
             for m, k, n in shapes[: 2 if settings.quick else 3]:
@@ -229,25 +237,10 @@ class Measured:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def synchronize(device: str) -> None:
-    """Wait for the device."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
 def _best(provider: Provider, calls: int, device: str) -> float:
     """Seconds of the fastest call."""
-    return min(_seconds(provider, device) for _ in range(calls + 1))
-
-
-def _seconds(provider: Provider, device: str, flush: torch.Tensor | None = None) -> float:
-    if flush is not None:
-        flush.add_(1)  # evicts what the last provider left in L2
-    synchronize(device)
-    begin = time.perf_counter()
-    provider()
-    synchronize(device)
-    return time.perf_counter() - begin
+    timer = timer_of(device)
+    return min(timer.seconds(provider) for _ in range(calls + 1))
 
 
 def measure(
@@ -257,11 +250,7 @@ def measure(
 
     A round calls each provider once. One that is slow takes part in fewer rounds, evenly spread.
     """
-    flush = None
-    if settings.device.startswith("cuda"):
-        shape = (_FLUSH_BYTES // 4,)
-        flush = torch.randint(0, 9, shape, dtype=torch.int32, device=settings.device)
-    result = Measured()
+    result, timer = Measured(), timer_of(settings.device)
     turns: dict[str, int] = {}
     for name, provider in providers.items():
         progress(name)
@@ -282,8 +271,7 @@ def measure(
         for name, count in turns.items():
             if (index + 1) * count // rounds > index * count // rounds:
                 progress(name)
-                seconds = _seconds(providers[name], settings.device, flush)
-                result.times[name].append(seconds * 1e3)
+                result.times[name].append(timer.seconds(providers[name]) * 1e3)
     return result
 
 
@@ -360,50 +348,10 @@ def run_case(
 # ---- memory ----
 
 
-def peak_bytes(provider: Provider, device: str) -> int | None:
-    """Memory that one call needs at its peak beyond what is held before it, its result included.
-
-    On the CPU the growth of the process's resident high-water mark, which Linux lets us reset; so
-    buffers of native code count too. None where that cannot be read.
-    """
-    if device.startswith("cuda"):
-        held = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        provider()
-        return torch.cuda.max_memory_allocated() - held
-    try:
-        _return_free_memory()
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status_bytes("VmRSS")
-        provider()
-        return max(_status_bytes("VmHWM") - before, 0)
-    except (OSError, KeyError):
-        return None
-
-
-def _return_free_memory() -> None:
-    """Give freed memory back to the system; what stays resident would hide a call's needs."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _status_bytes(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(dict(line.split(":", 1) for line in lines)[key].split()[0]) * 1024
-
-
-def available_bytes() -> float:
-    """Memory that is free for the taking, or the harness's own limit where that is unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(dict(line.split(":", 1) for line in lines)["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return math.inf
-
-
-def if_it_fits(num_bytes: float, provider: Provider) -> Provider | Skip:
+def if_it_fits(num_bytes: float, provider: Provider, device: str = "cpu") -> Provider | Skip:
     """The provider, or a Skip if it needs more memory than there is."""
-    limit = min(_MEMORY_LIMIT, 0.8 * available_bytes())
+    limit = 0.8 * available_bytes(device)
+    limit = limit if device.startswith("cuda") else min(_MEMORY_LIMIT, limit)
     if num_bytes <= limit:
         return provider
     return Skip(f"needs {num_bytes / 1e9:.0f} GB of memory")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ try:
 except ImportError as error:
     raise ImportError('a plot needs matplotlib: pip install "keye-ops[cli]"') from error
 
-from keye_ops.bench.harness import Timing
+from keye_ops.bench.harness import Limits, Settings, Timing
 from keye_ops.bench.results import Record, rate
 
 _OURS = ("#2ca02c", "#17becf", "#98df8a", "#006d2c")
@@ -45,6 +46,21 @@ def save(record: Record, folder: Path) -> Path:
     return path
 
 
+def save_all(results: dict[str, dict[str, Any]], folder: Path) -> list[Path]:
+    """Draw saved results, by op."""
+    names = [field.name for field in fields(Timing)]
+    paths = []
+    for op, result in results.items():
+        rates = result["limits"]
+        limits = Limits(
+            rates["copy_gigabytes_per_second"] or float("nan"), rates["gemm_gigaflops_per_second"]
+        )
+        timings = [Timing(**{name: one[name] for name in names}) for one in result["timings"]]
+        settings = Settings(device=result["device"])
+        paths.append(save(Record(op, settings, limits, result, timings), folder))
+    return paths
+
+
 def _draw(axis: Any, title: str, timings: list[Timing], record: Record) -> None:
     """A line a provider, bars from the 20th to the 80th percentile, the limit dashed."""
     lines: dict[tuple[str, str], list[Timing]] = {}
@@ -58,8 +74,8 @@ def _draw(axis: Any, title: str, timings: list[Timing], record: Record) -> None:
         line = sorted(line, key=lambda timing: places[timing.shape])
         values = [rate(timing)[0] for timing in line]
         spans = [
-            [v - v * t.median / t.high for v, t in zip(values, line, strict=True)],
-            [v * t.median / t.low - v for v, t in zip(values, line, strict=True)],
+            [max(v - v * t.median / t.high, 0.0) for v, t in zip(values, line, strict=True)],
+            [max(v * t.median / t.low - v, 0.0) for v, t in zip(values, line, strict=True)],
         ]
         axis.errorbar(
             [places[timing.shape] for timing in line],

@@ -1,9 +1,11 @@
-"""Writes README's table from ``bench/results``; ``--check`` only compares.
+"""Writes README's tables from ``bench/results``; ``--check`` only compares.
 
-    python bench/report.py [--check]
+    python bench/report.py [--check] [--plot]
 
 A row an op: its headline case, the form of keye_ops that its benchmark lists first, and the fastest
-peer of the same run. Nothing in the table is typed by hand.
+peer of the same run. What a GPU gave is in ``bench/results/<gpu>``; without such a file README says
+that none was measured. Nothing in the tables is typed by hand. ``--plot`` draws a picture an op and
+machine beside the results.
 """
 
 from __future__ import annotations
@@ -15,10 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+try:
+    from keye_ops.bench import report_gpu
+except ImportError:  # a checkout that is not installed
+    import report_gpu
+
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- bench:cpu begin -->", "<!-- bench:cpu end -->"
+GPU_BEGIN, GPU_END = "<!-- bench:gpu begin -->", "<!-- bench:gpu end -->"
 # The order of the model.
 OPS = (
+    "patchify",
     "patch_embed",
     "rope",
     "varlen_attention",
@@ -164,29 +173,42 @@ def _absent(group: list[dict[str, Any]]) -> list[str]:
     return [f"Not installed there: {', '.join(sorted(names))}."] if names else []
 
 
-def replace(readme: str, text: str) -> str:
+def replace(readme: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """README with what is between the markers replaced.
 
     Raises:
         ValueError: the markers are not there, once each and in order.
     """
-    good = readme.count(BEGIN) == readme.count(END) == 1 and readme.index(BEGIN) < readme.index(END)
+    good = readme.count(begin) == readme.count(end) == 1 and readme.index(begin) < readme.index(end)
     if not good:
-        raise ValueError(f"README.md must hold {BEGIN} and {END} once each")
-    before, after = readme.split(BEGIN)[0], readme.split(END)[1]
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+        raise ValueError(f"README.md must hold {begin} and {end} once each")
+    before, after = readme.split(begin)[0], readme.split(end)[1]
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def draw(folder: Path) -> None:
+    """A picture an op: of the CPU in the folder, of every GPU in its own."""
+    sys.path.insert(0, str(ROOT))
+    from keye_ops.bench_command import bench_module
+
+    bench_module("plot").save_all(load(folder), folder)
+    for result in report_gpu.load(folder):
+        bench_module("gpu_plot").save(result, folder / "-".join(result["gpu"].lower().split()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write or check; returns 1 if README and results disagree."""
-    parser = argparse.ArgumentParser(description="Write README's table from bench/results.")
+    parser = argparse.ArgumentParser(description="Write README's tables from bench/results.")
     parser.add_argument("--check", action="store_true", help="compare only")
+    parser.add_argument("--plot", action="store_true", help="draw pictures beside the results, too")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
     options = parser.parse_args(argv)
     try:
         old = options.readme.read_text(encoding="utf-8")
         new = replace(old, table(load(options.results)))
+        on_gpus = report_gpu.text(report_gpu.load(options.results))
+        new = replace(new, on_gpus, GPU_BEGIN, GPU_END)
     except (OSError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 1
@@ -195,6 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("README.md and bench/results disagree: python bench/report.py", file=sys.stderr)
         return int(new != old)
     options.readme.write_text(new, encoding="utf-8")
+    if options.plot:
+        draw(options.results)
     return 0
 
 

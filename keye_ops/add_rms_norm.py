@@ -98,9 +98,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
 
 
 def _backward(ctx: Any, dsum: torch.Tensor, dnormed: torch.Tensor) -> tuple[Any, ...]:
-    dsum = dsum.contiguous() if ctx.added else None
+    dsum = dispatch.fit_gradient(dsum) if ctx.added else None
     op = torch.ops.keye_ops.add_rms_norm_backward
-    dx, dweight = op(dsum, dnormed.contiguous(), *ctx.saved_tensors, ctx.eps)
+    dx, dweight = op(dsum, dispatch.fit_gradient(dnormed), *ctx.saved_tensors, ctx.eps)
     return dx, (dx if ctx.added else None), dweight, None
 
 
@@ -160,6 +160,11 @@ def _add_rms_norm(
         x = dispatch.fit_for_kernel(x)
         residual = None if residual is None else dispatch.fit_for_kernel(residual)
     args = (x, residual, weight, eps)
-    if dispatch.use_native("add_rms_norm", x, dispatch.unsupported_strides(*args[:3])):
+    if dispatch.use_native("add_rms_norm", x, _unsupported(*args[:3])):
         return dispatch.call(torch.ops.keye_ops.add_rms_norm.default, args)
     return add_rms_norm_reference(*args)
+
+
+def _unsupported(x: torch.Tensor, *others: torch.Tensor | None) -> str | None:
+    """Why the native kernel does not take the tensors, or None."""
+    return dispatch.unsupported_rows(x, x.shape[-1] if x.dim() else 0, *others)

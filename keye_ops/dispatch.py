@@ -153,6 +153,44 @@ def fit_for_kernel(x: torch.Tensor) -> torch.Tensor:
     return x if _has_contiguous_rows(x) else x.clone(memory_format=torch.contiguous_format)
 
 
+MAX_CUDA_ROW = 2**20  # values of a row that the norms' CUDA kernels take
+
+
+def unsupported_rows(x: torch.Tensor, width: int, *others: torch.Tensor | None) -> str | None:
+    """Why kernels of rows do not take x and the other tensors, or None if they do.
+
+    On CUDA rows of ``width`` values are read 16 bytes at a time, from a multiple of 16 bytes on.
+    """
+    tensors = (x, *others)
+    if reason := unsupported_strides(*tensors):
+        return reason
+    if kernel_device(x) != "cuda" or x.dim() != 2:
+        return None
+    if x.dtype == torch.float64:
+        return "it has no fp64 on cuda"
+    if any(n * x.element_size() % 16 for n in (x.shape[1], width)) or width > MAX_CUDA_ROW:
+        return f"it has no rows of {x.shape[1]} values in {x.dtype} on cuda"
+    if not torch.compiler.is_compiling() and not all(map(_has_aligned_rows, tensors)):
+        return "it needs rows at multiples of 16 bytes on cuda"
+    return None
+
+
+def fit_gradient(x: torch.Tensor) -> torch.Tensor:
+    """A contiguous gradient as kernels take it."""
+    compiling = torch.compiler.is_compiling()
+    if not compiling and kernel_device(x) == "cuda" and not _has_aligned_rows(x):
+        return x.clone(memory_format=torch.contiguous_format)
+    return x.contiguous()
+
+
+def _has_aligned_rows(x: torch.Tensor | None) -> bool:
+    if x is None:
+        return True
+    strides = zip(x.shape[:-1], x.stride()[:-1], strict=True)
+    size = x.element_size()
+    return x.data_ptr() % 16 == 0 and all(n <= 1 or s * size % 16 == 0 for n, s in strides)
+
+
 def _has_contiguous_rows(x: torch.Tensor) -> bool:
     return x.dim() == 0 or x.shape[-1] <= 1 or x.stride(-1) == 1
 

@@ -141,7 +141,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 def _backward(ctx: Any, dout: torch.Tensor) -> tuple[Any, ...]:
     op = torch.ops.keye_ops.merge_norm_backward
-    grads = op(dout.contiguous(), *ctx.saved_tensors, *ctx.options)
+    grads = op(dispatch.fit_gradient(dout), *ctx.saved_tensors, *ctx.options)
     return *grads, *[None] * 5
 
 
@@ -187,6 +187,12 @@ def merge_norm(
     if torch.compiler.is_compiling():
         x = dispatch.fit_for_kernel(x)
     args = (x, weight, bias, packed.grid, packed.image_offsets, *options)
-    if dispatch.use_native("merge_norm", x, dispatch.unsupported_strides(x, weight, bias)):
+    if dispatch.use_native("merge_norm", x, _unsupported(x, weight, bias)):
         return dispatch.call(torch.ops.keye_ops.merge_norm.default, args)
     return merge_norm_reference(*args)
+
+
+def _unsupported(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> str | None:
+    """Why the native kernel does not take the tensors, or None."""
+    width = weight.shape[0] if weight.dim() else 0
+    return dispatch.unsupported_rows(x, width, weight, bias)

@@ -96,10 +96,22 @@ def count_instructions(lines: list[str]) -> dict[str, int]:
     return counts
 
 
+def gemm_name(mangled: str) -> str | None:
+    """Of a kernel of CUTLASS, which would go on for pages: what is ours of its types."""
+    if not mangled.startswith("_ZN7cutlass"):
+        return None
+    kind = "sm90" if "MainloopSm90" in mangled else "sm80"
+    found = re.finditer(r"8keye_ops(\d+)", mangled)
+    ours = dict.fromkeys(mangled[at.end() : at.end() + int(at[1])] for at in found)
+    return f"gemm_{kind}<{', '.join(ours)}>"
+
+
 def demangle(names: list[str]) -> dict[str, str]:
     """Readable names of kernels, without their parameters."""
+    # c++filt gives up on the names of CUTLASS.
+    short = [gemm_name(name) or name for name in names]
     text = subprocess.run(
-        ["c++filt", *names], capture_output=True, text=True, check=True
+        ["c++filt", *short], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     readable = [re.sub(r"^void |keye_ops::|\([^()]*\)$", "", line) for line in text]
     if len(set(readable)) != len(readable):

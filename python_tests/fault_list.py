@@ -13,6 +13,7 @@ SOURCES = {
     "linear_gelu": "linear_gelu/linear_gelu.cuh",
     "rope": "rope/rope.cuh",
     "patch_embed": "patch_embed/patch_embed.cuh",
+    "patch_embed_epilogue": "patch_embed/patch_embed_epilogue.cuh",
     "patchify": "patchify/patchify.cuh",
 }
 
@@ -496,9 +497,9 @@ PATCH_EMBED = _of(
         "out_of_bounds",
     ),
     (
-        "rows of the last block not counted",
+        "one row too many in the last block",
         "min(int64_t{kPackRows}, num_rows - first_row)",
-        "int64_t{kPackRows}",
+        "min(int64_t{kPackRows}, num_rows - first_row + 1)",
         "out_of_bounds",
     ),
     ("last row not packed", "i < rows * num_chunks", "i < (rows - 1) * num_chunks", "unwritten"),
@@ -515,9 +516,9 @@ PATCH_EMBED = _of(
         "wrong numbers",
     ),
     (
-        "taps read before they are there",
-        "  syncthreads();\n\n  // Then the threads",
-        "\n  // Then the threads",
+        "runs read before they are there",
+        "  syncthreads();\n  int64_t ends",
+        "  int64_t ends",
         "race, uninitialized",
     ),
     ("bad place not noticed", "if (taps.good) {", "if (true) {", "wrong numbers"),
@@ -574,12 +575,7 @@ PATCH_EMBED = _of(
 
 PATCHIFY = _of(
     "patchify",
-    (
-        "weights not waited for",
-        "  syncthreads();\n  tile.first_byte",
-        "  tile.first_byte",
-        "race",
-    ),
+    ("windows not waited for", "  syncthreads();\n  for (int i", "  for (int i", "race"),
     (
         "rows not waited for",
         "      syncthreads();\n      filter_across",
@@ -624,47 +620,38 @@ PATCHIFY = _of(
 
 LINEAR_GELU = _of(
     "linear_gelu",
-    (
-        "load past the last vector",
-        "    if (vector >= num_vectors) continue;\n    hidden_chunks",
-        "    hidden_chunks",
-        "out_of_bounds",
-    ),
-    (
-        "store past the last vector",
-        "    if (vector >= num_vectors) continue;\n    float x",
-        "    float x",
-        "out_of_bounds",
-    ),
-    (
-        "blocks that overlap",
-        "block_idx() * kLinearGeluThreads * kLinearGeluVectors",
-        "block_idx() * kLinearGeluThreads * (kLinearGeluVectors - 1)",
-        "race",
-    ),
-    ("threads that share vectors", "+ thread_idx();\n\n", "+ thread_idx() / 2;\n\n", "race"),
+    ("load of one vector too many", "(vector >= num_vectors) continue;\n    hidden_chunks",
+     "(vector > num_vectors) continue;\n    hidden_chunks", "out_of_bounds"),
+    ("store of one vector too many", "(vector >= num_vectors) continue;\n    float",
+     "(vector > num_vectors) continue;\n    float", "out_of_bounds, race"),
+    ("one value too many", "rest < params.numel", "rest <= params.numel", "out_of_bounds"),
     ("the rest by every block", "block_idx() + 1 == grid_size() && ", "", "race"),
-    ("one value behind the rest", "rest < params.numel", "rest <= params.numel", "out_of_bounds"),
-    (
-        "rest not stored",
-        "    store_value(out + rest, x[0]);\n",
-        "",
-        "unwritten",
-    ),
-    (
-        "the rest of the gradient is of the hidden values",
-        "load_value(dout + rest)",
-        "load_value(hidden + rest)",
-        "wrong numbers",
-    ),
-    (
-        "16 bytes at an odd place",
-        "load_bytes<Chunk>(dout + vector * kVec)",
-        "load_bytes<Chunk>(dout + vector * kVec + 1)",
-        "misaligned",
-    ),
-)
+    ("the rest by no block", "block_idx() + 1 ==", "block_idx() ==", "unwritten, wrong numbers"),
+    ("threads of a block share vectors", "kLinearGeluVectors + thread_idx();",
+     "kLinearGeluVectors + thread_idx() / 2;", "race"),
+    ("blocks overlap", "block_idx() * kLinearGeluThreads * kLinearGeluVectors",
+     "block_idx() * kLinearGeluThreads", "race, unwritten"),
+    ("gradient of a neighbour", "load_bytes<Chunk>(dout + vector * kVec)",
+     "load_bytes<Chunk>(dout + vector * kVec + 1)", "misaligned"),
+    ("forward instead of the gradient", "kBackward ? gelu_dx", "!kBackward ? gelu_dx",
+     "wrong numbers"),
+)  # fmt: skip
+
+PATCH_EMBED_EPILOGUE = _of(
+    "patch_embed_epilogue",
+    ("columns behind the last", "column >= params.hidden || taps.rows[0] < 0",
+     "taps.rows[0] < 0", "out_of_bounds"),
+    ("rows behind the last", "  if (patch >= params.total) return taps;", "", "out_of_bounds"),
+    ("trade with another lane", "low : high, step)", "low : high, 3 - step)", "wrong numbers"),
+    ("trade of the other half", "upper ? low : high, step", "upper ? high : low, step",
+     "wrong numbers"),
+    ("taps of the row above", "half == 0 ? upper_row : lower_row", "upper_row", "wrong numbers"),
+    ("columns of another lane", "(lane % 4), positions", "(lane % 2), positions",
+     "wrong numbers"),
+    ("a bad row takes from the table", "if (!found.good) taps.rows[0] = -1;", "", "wrong numbers"),
+)  # fmt: skip
 
 FAULTS = [
-    *GEMM_MMA, *GEMM_WGMMA, *CLUSTER_SUM, *ROW_SUMS, *ROPE, *PATCH_EMBED, *PATCHIFY, *LINEAR_GELU,
+    *GEMM_MMA, *GEMM_WGMMA, *CLUSTER_SUM, *ROW_SUMS, *ROPE, *PATCH_EMBED, *PATCHIFY,
+    *LINEAR_GELU, *PATCH_EMBED_EPILOGUE,
 ]  # fmt: skip

@@ -14,14 +14,18 @@ from types import ModuleType
 from typing import Any
 
 import linear_gelu_probe
+import norm_probe
+import patch_embed_epilogue_probe
 import patch_embed_probe
 import patchify_probe
 import rope_probe
 import selftest_kernels as kernels
 
 PROBES = {
+    **norm_probe.PROBES,
     "linear_gelu": linear_gelu_probe,
     "patch_embed": patch_embed_probe,
+    "patch_embed_epilogue": patch_embed_epilogue_probe,
     "patchify": patchify_probe,
     "rope": rope_probe,
 }

@@ -23,7 +23,16 @@ from keye_ops import dispatch, extension
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "host_executor"
-OPS = ("check_errors", "linear_gelu", "patch_embed", "patchify", "rope")
+OPS = (
+    "add_layer_norm",
+    "add_rms_norm",
+    "check_errors",
+    "linear_gelu",
+    "merge_norm",
+    "patch_embed",
+    "patchify",
+    "rope",
+)
 SEED = int(os.environ.get("KEYE_OPS_HOST_CUDA_SEED", "0"))
 
 
@@ -36,6 +45,20 @@ def unavailable() -> str | None:
     if shutil.which("cmake") is None or importlib.util.find_spec("pybind11") is None:
         return "the host executor needs cmake and pybind11"
     return None
+
+
+def cutlass_settings() -> list[str]:
+    """For CMake: where CUTLASS and CUDA's headers are; nothing unless both are installed."""
+    cutlass = importlib.util.find_spec("cutlass_library")
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    if nvcc := shutil.which("nvcc"):
+        homes.insert(0, str(Path(nvcc).resolve().parents[1]))
+    includes = [Path(home) / "include" for home in homes if home]
+    cuda = next((path for path in includes if (path / "cuda_runtime.h").exists()), None)
+    if cutlass is None or cuda is None:
+        return []
+    include = Path(cutlass.origin).parent / "source" / "include"
+    return [f"-DKEYE_CUTLASS_INCLUDE={include}", f"-DKEYE_CUDA_INCLUDE={cuda}"]
 
 
 @functools.cache
@@ -57,6 +80,7 @@ def build() -> Path:
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DKEYE_TORCH_INCLUDE={Path(torch.__file__).parent / 'include'}",
         f"-DKEYE_C_LIBRARY={extension.libraries[0].path or ''}",
+        *cutlass_settings(),
     ]
     jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
     for command in (configure, ["cmake", "--build", BUILD, "--parallel", jobs]):

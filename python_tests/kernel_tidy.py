@@ -33,6 +33,8 @@ def main() -> None:
     """Check every host build of kernels."""
     csrc = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT).resolve() / "csrc"
     sources = sorted(csrc.rglob("*_host_cuda_kernel.cpp"))
+    # Those with CUTLASS's headers need more than a host compiler has.
+    sources = [source for source in sources if source.parent.name != "epilogue"]
     if find_clang_tidy() is None or not sources:
         sys.exit(f"kernel_tidy needs clang-tidy and {csrc}/**/*_host_cuda_kernel.cpp, found none")
     with ThreadPoolExecutor(2) as pool:

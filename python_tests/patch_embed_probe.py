@@ -166,6 +166,7 @@ HOSTILE = {
     "column least": (POSITIONS, -(2**31)), "row past int32": (POSITIONS, 2**40),
     "no rows": (GRID, 0), "negative columns": (GRID, -7), "no frames": (GRID, 0),
     "another size": (OFFSETS, 16), "huge size": (OFFSETS, 12), "late start": (OFFSETS, 2),
+    "an image too few": (OFFSETS, 16),
     "early end": (OFFSETS, 19), "no images": (OFFSETS, 0), "least offsets": (OFFSETS, -(2**31)),
 }  # fmt: skip
 PLACE_CASES = [
@@ -179,6 +180,7 @@ PLACE_CASES = [
     PlaceCase(images=((1, 2, 2),), hidden=1152, side=2, bias=False),
     PlaceCase(images=((1, 1, 2),), hidden=520, dtype=FLOAT, far=True),
     PlaceCase(images=((1, 1, 1),) * 37, side=2),
+    PlaceCase(images=((1, 4, 8),), side=2, hidden=8),
     *(PlaceCase(hostile=x, wide=x == "row past int32") for x in HOSTILE),
 ]
 
@@ -212,8 +214,9 @@ class Places:
             self.positions[3, int(how.startswith("column"))] = received
             self.good[3] = False
         elif how in ("no rows", "negative columns", "no frames"):
-            self.grid[1, {"no frames": 0, "no rows": 1, "negative columns": 2}[how]] = received
-            self.good[12:16] = False
+            image, axis = {"no frames": (1, 0), "no rows": (1, 1)}.get(how, (2, 2))
+            self.grid[image, axis] = received
+            self.good[self.images == image] = False
         elif how == "another size":
             self.grid[1] = (1, 2, 1)
             self.good[12:16] = False
@@ -225,6 +228,9 @@ class Places:
             self.good[:12] = False
         elif how == "early end":
             self.offsets[-1] = 19
+            self.good[16:] = False
+        elif how == "an image too few":
+            self.grid, self.offsets = self.grid[:2], self.offsets[:3]
             self.good[16:] = False
         elif how == "no images":
             self.grid, self.offsets = self.grid[:0], self.offsets[:1]
@@ -411,7 +417,9 @@ def dtable(executor: ModuleType, case: TableCase) -> Launch:
         flat = want.reshape(count, case.hidden)
         if not case.parts:
             return is_close(out, flat, dtype, 8 * scale)
-        evenly = case.total < 100 or (partials != 0).any((1, 2)).all()  # every part has its share
+        evenly = case.total < 100 or bool(
+            (partials != 0).any((1, 2)).all()
+        )  # every part has its share
         return evenly and is_close(partials.sum(0), flat, FLOAT, 8 * scale)
 
     return Launch("patch_embed_dtable", arguments, is_right, executor.free_all)

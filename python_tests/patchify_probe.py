@@ -70,7 +70,11 @@ class Patchify:
         (height, width), (rows, columns) = case.source, case.grid
         stride_row = width * 3 + case.padding
         stride_frame = 2**31 + 48 if case.far else height * stride_row
-        address = self._frames(stride_frame, stride_row)
+        inputs, addresses = {}, {}
+        if case.far:
+            addresses["frames"] = self._far_frames(stride_frame, stride_row)
+        else:
+            inputs["frames"] = self._strided_frames(stride_frame, stride_row)
         groups = -(-case.frames // case.frames_per_block)
         blocks = rows * -(-columns // case.span) * groups
         numbers = {
@@ -82,7 +86,8 @@ class Patchify:
             "chunk_rows": case.chunk_rows, "frames_per_block": case.frames_per_block,
         }  # fmt: skip
         arguments = {
-            "outputs": {"out": self.out}, "addresses": {"frames": address}, "numbers": numbers,
+            "inputs": inputs, "outputs": {"out": self.out}, "addresses": addresses,
+            "numbers": numbers,
             "grid": [blocks], "block": [256], "shared_bytes": self._shared_bytes(),
         }  # fmt: skip
         return Launch("patchify", arguments, self.is_right, self.executor.free_all)
@@ -105,17 +110,21 @@ class Patchify:
         )
         return sum(round_up(piece, 64) for piece in pieces)
 
-    def _frames(self, stride_frame: int, stride_row: int) -> int:
-        """Frames in guarded memory, of which only the pixels may be read."""
-        count, height, row_bytes = *self.frames.shape[:2], self.frames[0, 0].nbytes
-        num_bytes = self.case.offset + (count - 1) * stride_frame
-        num_bytes += (height - 1) * stride_row + row_bytes
+    def _strided_frames(self, stride_frame: int, stride_row: int) -> np.ndarray:
+        """Frames `offset` bytes behind a multiple of 64, of which only the pixels may be read."""
+        memory = np.zeros(self.case.offset + self.case.frames * stride_frame + 64, np.uint8)
+        first = -memory.ctypes.data % 64 + self.case.offset
+        strides = (stride_frame, stride_row, 3, 1)
+        view = np.lib.stride_tricks.as_strided(memory[first:], self.frames.shape, strides)
+        view[:] = self.frames
+        return view
+
+    def _far_frames(self, stride_frame: int, stride_row: int) -> int:
+        num_bytes = (len(self.frames) - 1) * stride_frame + self.frames[0].nbytes
         address = self.executor.allocate("frames", num_bytes, self.executor.Role.input)
-        address += self.case.offset
         for i, frame in enumerate(self.frames):
             for y, row in enumerate(frame):
-                at = address + i * stride_frame + y * stride_row
-                self.executor.poke(at, row.tobytes())
+                self.executor.poke(address + i * stride_frame + y * stride_row, row.tobytes())
         return address
 
     def is_right(self) -> bool:

@@ -20,6 +20,7 @@ TESTS = (
     "add_layer_norm",
     "add_rms_norm",
     "patch_embed",
+    "patchify",
     "linear_gelu",
     "fuzz",
     "malformed",

@@ -30,7 +30,7 @@ SHAPES = {
 }
 
 
-def make(shape, form, dtype=torch.float64, seed=0):
+def make(shape, form, dtype=torch.float64, device="cpu", seed=0):
     """x, residual or None, weight, bias."""
     rows, hidden = SHAPES.get(shape, shape)
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +39,14 @@ def make(shape, form, dtype=torch.float64, seed=0):
         return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
 
     residual = randn(rows, hidden) if form == "add" else None
-    return [randn(rows, hidden), residual, 1 + randn(hidden) / 4, randn(hidden)]
+    inputs = [randn(rows, hidden), residual, 1 + randn(hidden) / 4, randn(hidden)]
+    return [x if x is None else x.to(device) for x in inputs]
+
+
+def make_douts(shape, form, dtype=torch.float64, device="cpu"):
+    """Gradients of sum and normed."""
+    dsum, dnormed, *_ = make(shape, "add", dtype, device, seed=1)
+    return [dsum if form == "add" else dsum.new_empty(0), dnormed]
 
 
 def public(x, residual, weight, bias, eps=1e-6):
@@ -85,15 +92,10 @@ def exact_results(inputs, douts):
     return [x.double() + residual.double(), normed, dtotal, dtotal, *rest]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("way", ["public", "registered"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients(shape, way, dtype, form):
-    inputs = make(shape, form, dtype)
-    douts = make(shape, "add", dtype, seed=1)[:2]
-    douts = [douts[0] if form == "add" else douts[0].new_empty(0), douts[1]]
-    results = results_of(WAYS[way], inputs, douts)
+def assert_values_and_gradients(function, shape, dtype, form, device="cpu"):
+    inputs = make(shape, form, dtype, device)
+    douts = make_douts(shape, form, dtype, device)
+    results = results_of(function, inputs, douts)
     plain = results_of(add_layer_norm_reference, inputs, douts)
     exact = exact_results(inputs, douts)
     assert len(results) == (6 if form == "add" else 5)
@@ -104,26 +106,40 @@ def test_values_and_gradients(shape, way, dtype, form):
         assert_within_twice(one, one_plain, one_exact)
 
 
-@pytest.mark.parametrize("way", ["public", "registered"])
-def test_eps(way):
-    x, _, weight, bias = make("odd width", "norm")
-    for eps in (0.5, 1e-12):
-        got = WAYS[way](x * 1e-3, None, weight, bias, eps)[1]
-        torch.testing.assert_close(got, norm_by_hand(x * 1e-3, weight, bias, eps))
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients(shape, dtype, form, device):
+    assert_values_and_gradients(public, shape, dtype, form, device)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_of_the_registered_op(shape, dtype, form):
+    assert_values_and_gradients(OPS.add_layer_norm, shape, dtype, form)
+
+
+@pytest.mark.parametrize("eps", [0.5, 1e-12])
+def test_eps(eps, device):
+    x, _, weight, bias = make("many rows", "norm", torch.float32, device)
+    x = x * 1e-3
+    exact = norm_by_hand(x.double(), weight.double(), bias.double(), eps)
+    plain = F.layer_norm(x, weight.shape, weight, bias, eps)
+    assert_within_twice(public(x, None, weight, bias, eps)[1], plain, exact)
 
 
 @needs_native  # torch does not promise it
 @pytest.mark.parametrize("form", FORMS)
-def test_strided_inputs(form):
-    x, residual, weight, bias = make((20, 1152), form, torch.bfloat16)
+def test_strided_inputs(form, device):
+    x, residual, weight, bias = make((12, 1152), form, torch.bfloat16, device)
     wide = torch.cat([x, x, x], 1)[:, 1152:2304]
-    backwards = None if residual is None else residual.repeat_interleave(2, 0)[::2]
-    want = OPS.add_layer_norm(x, residual, weight, bias)
-    got = OPS.add_layer_norm(wide, backwards, weight, bias)
+    spread = None if residual is None else residual.repeat_interleave(2, 0)[::2]
+    want = public(x, residual, weight, bias)
+    got = public(wide, spread, weight, bias)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-    row = x[:1].expand(20, -1)
-    got = OPS.add_layer_norm(row, residual, weight, bias)
-    want = OPS.add_layer_norm(row.contiguous(), residual, weight, bias)
+    row = x[:1].expand(12, -1)
+    got, want = (public(y, residual, weight, bias) for y in (row, row.contiguous()))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     # sum() sends an expanded gradient of stride zero.
     leaf = wide.detach().requires_grad_()
@@ -132,10 +148,42 @@ def test_strided_inputs(form):
     total = x if residual is None else x + residual
     want = OPS.add_layer_norm_backward(None, ones, total, weight, 1e-6)[0]
     assert torch.equal(leaf.grad, want)
+    # Gradients of any row stride go to the kernel as they are.
+    dsum = torch.cat([total, total], 1)[:, 1152:]
+    got = OPS.add_layer_norm_backward(dsum, wide, total, weight, 1e-6)
+    want = OPS.add_layer_norm_backward(total, x, total, weight, 1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_only_the_sum_or_only_the_norm_has_a_gradient():
-    inputs = [x.requires_grad_() for x in make("odd width", "add")]
+def test_offsets_past_two_billion_elements(device):
+    # Two rows 2**31 elements apart; only they take memory.
+    x, residual, weight, bias = make((2, 64), "add", torch.bfloat16, device)
+    storage = torch.empty(2**31 + 64, dtype=torch.bfloat16, device=device)
+    far = storage.as_strided((2, 64), (2**31, 1))
+    for rows in (x, residual):
+        far.copy_(rows)
+        args = (far, residual) if rows is x else (x, far)
+        got, want = public(*args, weight, bias), public(x, residual, weight, bias)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    dsum, dnormed = make_douts((2, 64), "add", torch.bfloat16, device)
+    want = OPS.add_layer_norm_backward(dsum, dnormed, x, weight, 1e-6)
+    for index, rows in enumerate((dsum, dnormed, x)):
+        far.copy_(rows)
+        args = [dsum, dnormed, x]
+        args[index] = far
+        got = OPS.add_layer_norm_backward(*args, weight, 1e-6)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("hidden", [8192, 20480])
+def test_rows_longer_than_registers(hidden, dtype, device):
+    assert_values_and_gradients(public, (4, hidden), dtype, "add", device)
+
+
+def test_only_the_sum_or_only_the_norm_has_a_gradient(device):
+    inputs = make("many rows", "add", torch.float32, device)
+    inputs = [x.requires_grad_() for x in inputs]
     for index in (0, 1):
         got = torch.autograd.grad(public(*inputs)[index].square().sum(), inputs[:2])
         want = torch.autograd.grad(
@@ -146,28 +194,30 @@ def test_only_the_sum_or_only_the_norm_has_a_gradient():
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-def test_extreme_values(dtype, form):
-    inputs = make("vision", form, dtype)
+def test_extreme_values(dtype, form, device):
+    # Many rows of a kind: the errors of one share that of its rstd.
+    inputs = make((8 * 32, 256), form, dtype, device)
+    kinds = inputs[0].unflatten(0, (8, 32))
     info = torch.finfo(dtype)
     scales = [info.max**0.25, info.tiny, info.tiny * info.eps, 0.0, info.eps, 1e3]
-    inputs[0][:6] *= torch.tensor(scales, dtype=dtype)[:, None]
-    inputs[0][6] += 1e4  # must not cancel in the variance
-    inputs[0][7] = 3.0
+    kinds[:6] *= torch.tensor(scales, dtype=dtype, device=device)[:, None, None]
+    kinds[6] += 1e4  # must not cancel in the variance
+    kinds[7] = 3.0
     if form == "add":
-        inputs[1][:8] = 0
+        inputs[1].zero_()
     results = public(*inputs)
     plain = add_layer_norm_reference(*inputs)
     total = inputs[0].double() if form == "norm" else results[0].double()
     exact = norm_by_hand(total, *(x.double() for x in inputs[2:]))
-    for row in range(8):
-        assert_within_twice(results[1][row], plain[1][row], exact[row])
+    for triple in zip(*(x.split(32) for x in (results[1], plain[1], exact)), strict=True):
+        assert_within_twice(*triple)
 
 
 @needs_native  # torch does not promise it
-def test_an_offset_does_not_cancel_the_variance():
+def test_an_offset_does_not_cancel_the_variance(device):
     generator = torch.Generator().manual_seed(0)
-    x = 1e4 + torch.randn(50, 1152, generator=generator)
-    got = keye_ops.layer_norm(x, torch.ones(1152), torch.zeros(1152))
+    x = (1e4 + torch.randn(50, 1152, generator=generator)).to(device)
+    got = keye_ops.layer_norm(x, torch.ones_like(x[0]), torch.zeros_like(x[0]))
     exact = norm_by_hand(x.double(), 1, 0)
     assert (got - exact).abs().max() < 2e-6
 
@@ -175,8 +225,8 @@ def test_an_offset_does_not_cancel_the_variance():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("form", FORMS)
-def test_bad_numbers_stay_in_their_row(form, bad, dtype):
-    inputs = make("many rows", form, dtype)
+def test_bad_numbers_stay_in_their_row(form, bad, dtype, device):
+    inputs = make((9, 72), form, dtype, device)
     clean = public(*inputs)
     inputs[0][3, 20] = bad
     out = public(*inputs)
@@ -190,8 +240,7 @@ def test_bad_numbers_stay_in_their_row(form, bad, dtype):
 @pytest.mark.parametrize("form", FORMS)
 def test_same_bits_for_any_number_of_threads(form):
     inputs = make((3000, 144), form, torch.bfloat16)
-    douts = make((3000, 144), "add", torch.bfloat16, seed=1)[:2]
-    douts = [douts[0] if form == "add" else douts[0].new_empty(0), douts[1]]
+    douts = make_douts((3000, 144), form, torch.bfloat16)
     results = []
     before = torch.get_num_threads()
     try:
@@ -205,12 +254,12 @@ def test_same_bits_for_any_number_of_threads(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_row_does_not_depend_on_its_neighbours(form):
-    x, residual, weight, bias = make("many rows", form, torch.bfloat16)
-    together = OPS.add_layer_norm(x, residual, weight, bias)
+def test_a_row_does_not_depend_on_its_neighbours(form, device):
+    x, residual, weight, bias = make("many rows", form, torch.bfloat16, device)
+    together = public(x, residual, weight, bias)
     for row in range(0, 150, 7):
         one = None if residual is None else residual[row : row + 1]
-        alone = OPS.add_layer_norm(x[row : row + 1], one, weight, bias)
+        alone = public(x[row : row + 1], one, weight, bias)
         assert torch.equal(alone[1][0], together[1][row])
 
 
@@ -219,7 +268,11 @@ def test_a_row_does_not_depend_on_its_neighbours(form):
 
 @on_each_lesser_instruction_set
 def test_this_file_on_a_lesser_instruction_set(isa):
-    rerun(__file__, isa, "values or strided or offset or numbers or bits or neighbours")
+    rerun(
+        __file__,
+        isa,
+        "(values or strided or offset or numbers or bits or neighbours) and not host_cuda",
+    )
 
 
 # ---- autograd, torch.library, compile ----
@@ -255,9 +308,9 @@ def test_opcheck(dtype, shape, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_backward_op_equals_the_reference(form):
-    x, _, weight, _ = make("odd width", form, torch.float32)
-    dsum, dnormed, *_ = make("odd width", "add", torch.float32, seed=1)
+def test_backward_op_equals_the_reference(form, device):
+    x, _, weight, _ = make("many rows", form, torch.float32, device)
+    dsum, dnormed = make_douts("many rows", form, torch.float32, device)
     arguments = [dsum if form == "add" else None, dnormed, x, weight]
     exact = [None if t is None else t.double() for t in arguments]
     results = OPS.add_layer_norm_backward(*arguments, 1e-6)
@@ -288,8 +341,8 @@ def test_compile_makes_one_graph_for_all_sizes():
     assert graphs == graphs[:1] * 3
 
 
-def test_equals_torch():
-    x, residual, weight, bias = make("vision", "add", torch.float32)
+def test_equals_torch(device):
+    x, residual, weight, bias = make("vision", "add", torch.float32, device)
     total, normed = keye_ops.add_layer_norm(x, residual, weight, bias)
     want = F.layer_norm(x + residual, (1152,), weight, bias, 1e-6)
     assert torch.equal(total, x + residual)

@@ -19,7 +19,7 @@ FORMS = ["add", "norm"]
 OPS = torch.ops.keye_ops
 # Long rows come in numbers: the errors of one share its rstd's, so that few judge luck.
 SHAPES = {
-    "text": (24, 4096),
+    "text": (48, 4096),
     "tiny text": (37, 64),
     "many rows": (150, 72),
     "one row": (1, 40),

@@ -22,7 +22,7 @@ pytest.importorskip("rich")
 harness, report, results, suite = map(bench_module, ("harness", "report", "results", "suite"))
 ROOT = Path(__file__).resolve().parent.parent
 OPS = {"rope", "patch_embed", "merge_norm", "linear_gelu", "projector", "varlen_attention"}
-OPS |= {"add_layer_norm", "add_rms_norm", "vision_tower"}
+OPS |= {"add_layer_norm", "add_rms_norm", "patchify", "vision_tower"}
 TINY = {
     "image 378²": [(1, 3, 3)],
     "image 392²": [(1, 4, 4)],
@@ -192,6 +192,7 @@ def tiny(monkeypatch):
         "varlen_attention": {"TEXT": (24,)},
         "rope": {"TEXT": (24,)},
         "add_rms_norm": {"TEXT": (24,)},
+        "patchify": {"SIZES": {"1080p image": ((2, 40, 90), (28, 56))}},
     }.items():
         for name, value in constants.items():
             monkeypatch.setattr(suite.script(op), name, value)
@@ -201,7 +202,8 @@ def tiny(monkeypatch):
 def test_providers_do_the_same_work(op, tiny):
     """A peer that computed less would be an unfair one."""
     cases = suite.script(op).cases(QUICK)
-    groups = {(case.group, case.mode): case for case in cases if case.dtype == torch.bfloat16}
+    dtypes = (torch.bfloat16, torch.uint8)
+    groups = {(case.group, case.mode): case for case in cases if case.dtype in dtypes}
     if op in ("varlen_attention", "patch_embed", "projector"):  # whose peers depend on the shape
         groups |= {case.shape: case for case in cases if case.dtype == torch.bfloat16}
         groups |= {(case.shape, case.mode): case for case in cases if case.mode == "full"}

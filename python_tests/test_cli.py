@@ -112,7 +112,7 @@ def test_info_lists_every_op_and_library(run):
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
     names = {"patch_embed", "rope_2d", "rope_2d_", "rope_3d", "rope_3d_", "varlen_attention"}
-    names |= {"add_layer_norm", "layer_norm", "add_rms_norm", "rms_norm"}
+    names |= {"add_layer_norm", "layer_norm", "add_rms_norm", "rms_norm", "patchify"}
     names |= {"merge_norm", "linear_gelu"}
     assert {row["op"] for row in facts["ops"]} == names | {"projector"}
     assert all(callable(getattr(keye_ops, row["op"])) for row in facts["ops"])

@@ -118,3 +118,10 @@ def test_a_doctored_ledger_is_stale(check):
         plant(doctored["libraries"][LIBRARY]["sm_80"])
         cuda_ledger.write_ledger(doctored)
         assert message in check("--check")
+
+
+def test_kernels_of_cutlass_have_short_names():
+    gelu = "_ZN7cutlass13device_kernelINS_20MainloopSm90TmaGmmaXIN8keye_ops7GeluErfEEEEvNT_6ParamsE"
+    patch = "_ZN7cutlass7Kernel2IN8keye_ops20PatchEmbedSm80ValuesIiEEEEvNT_6ParamsE"
+    names = {gelu: "gemm_sm90<GeluErf>", patch: "gemm_sm80<PatchEmbedSm80Values>"}
+    assert cuda_ledger.demangle([*names, MANGLED]) == {**names, MANGLED: KERNEL}

@@ -34,6 +34,7 @@ OPS = (
     "rope_backward",
     "patch_embed",
     "patch_embed_backward",
+    "patchify",
     "varlen_attention",
     "varlen_attention_backward",
     "add_layer_norm",

@@ -1,9 +1,13 @@
 """linear_gelu against the error function and tanh in fp64; gradients; wrong input."""
 
 import math
+
+import linear_gelu_probe
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from host_cuda import build, executor, unavailable
 from instruction_sets import needs_native_kernel, on_each_lesser_instruction_set, rerun
 from tolerance import assert_within_twice
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -327,6 +331,39 @@ def test_an_element_does_not_depend_on_its_neighbours(dtype, approximate):
     want = keye_ops.linear_gelu(x, *inputs, approximate=approximate)
     alone = [keye_ops.linear_gelu(row[None], *inputs, approximate=approximate) for row in x]
     assert torch.equal(torch.cat(alone), want)
+
+
+# ---- random configurations ----
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+def test_random_launches_of_the_pass():
+    """400 configurations under 4 schedules: no finding, the formula's values, the same bits."""
+    executor().load_library(str(build() / "host_cuda_linear_gelu.so"))
+    order, completion = executor().Order, executor().Completion
+    schedules = [
+        executor().Schedule(0, order.in_order, 0, completion.early),
+        executor().Schedule(1, order.reversed, 1, completion.late),
+        executor().Schedule(2, order.random, 16, completion.random),
+        executor().Schedule(3, order.random, 4, completion.early),
+    ]
+    rng = np.random.default_rng(5)
+    for seed in range(400):
+        case = linear_gelu_probe.Case(
+            dtype=int(rng.integers(3)),
+            numel=int(rng.integers(1, rng.choice([20, 600, 12000]))),
+            tanh=bool(rng.integers(2)),
+            backward=bool(rng.integers(2)),
+            in_place=bool(rng.integers(4) == 0),
+        )
+        results = []
+        for schedule in schedules:
+            one = linear_gelu_probe.Pass(executor(), case, seed)
+            report, right = one.launch().run(executor(), schedule)
+            assert not report.findings, f"{case}\n{report.text()}"
+            assert right, case
+            results.append(one.out)
+        assert all(np.array_equal(results[0], other) for other in results[1:]), case
 
 
 # ---- every instruction set ----

@@ -531,6 +531,7 @@ def test_random_problems_under_several_schedules():
     op, backward = torch.ops.keye_ops.patch_embed, torch.ops.keye_ops.patch_embed_backward
     order = executor().Order
     schedules = [(order.in_order, 0), (order.reversed, 1), (order.random, 4), (order.random, 16)]
+    pools = {}
     for seed in range(EXAMPLES):
         args, dout = random_problem(seed)
         results = []
@@ -543,12 +544,14 @@ def test_random_problems_under_several_schedules():
         reference = (patch_embed_reference, patch_embed_backward_reference)
         plain = outputs_and_gradients(*reference, args, dout)
         exact = outputs_and_gradients(*reference, *in_fp64(args, dout))
-        for place, (got, one_plain, one_exact) in enumerate(
-            zip(results[0], plain, exact, strict=True)
-        ):
-            if place == 1 and got.numel() == 0:
-                continue  # bytes have no gradient
-            assert_within_twice(got, one_plain.to(got.dtype), one_exact.reshape(got.shape))
+        for place, triple in enumerate(zip(results[0], plain, exact, strict=True)):
+            if triple[0].dtype != torch.uint8:  # bytes have no gradient
+                key = place, triple[0].dtype
+                pools.setdefault(key, []).append([x.flatten() for x in triple])
+    # NOTE: pooled, for the mean error of a few elements says little.
+    for pool in pools.values():
+        got, plain, exact = (torch.cat(parts) for parts in zip(*pool, strict=True))
+        assert_within_twice(got, plain.to(got.dtype), exact)
 
 
 GOOD = dict(zip(("pixel_values", "weight", "bias", "table"), make(6, torch.float32), strict=True))

@@ -192,20 +192,22 @@ def test_norms_read_and_write_once(name, shape, dtype):
     for call, num_read, num_written in calls(ROWS[shape], dtype):
         # Sectors: lanes that have no share of a row may ask for what others of their warp ask for.
         report = report_of(call, counters=True)
-        tensors, _ = parted(report.sectors)
+        tensors, small = parted(report.sectors)
         written = [stored for loaded, stored in tensors.values() if loaded == 0]
         read = [loaded for loaded, stored in tensors.values() if stored == 0]
         assert written == [whole / 32] * num_written, tensors
         assert len(read) == num_read == len(tensors) - num_written, tensors
         assert all(whole / 32 <= sectors <= 1.02 * whole / 32 for sectors in read), tensors
 
-        tensors, small = parted(report.traffic)
-        assert sorted(stored for _, stored in tensors.values())[-num_written:] == (
-            [whole] * num_written
-        )
-        for loaded, stored in small.values():
-            assert loaded <= 1.5 * whole  # a parameter at most once a row, by as many lanes
-            assert stored <= rows * width * 4  # and at most a row of partial sums in fp32 a row
+        # A row reads the parameters from the caches, in a backward in each of two passes; partial
+        # sums in fp32 are one row a row at most, and nobody reads them.
+        passes = 2 if any("partial" in name for name in small) else 1
+        for name, (loaded, stored) in small.items():
+            assert loaded <= 1.02 * passes * whole / 32, small
+            assert 0 in (loaded, stored), small
+            assert report.traffic[name][1] <= rows * width * 4, report.traffic
+        stores = [stored for _, stored in parted(report.traffic)[0].values() if stored]
+        assert stores == [whole] * num_written
 
 
 # ---- an extra read shows, though numbers are right and nothing is reported ----

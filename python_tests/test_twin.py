@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 
 import cuda_ledger
@@ -379,29 +376,3 @@ def test_nvcc_compiles_the_twins_as_recorded(folder):
     assert gemm["UTMALDG"] == 2
     assert gemm["UTMASTG"] == 1
     assert cuda_ledger.complaints(folder / "twin_cuda.so", kernels) == []
-
-
-def run_suite(*arguments):
-    command = [sys.executable, host_cuda.ROOT / "bench" / "gpu_suite.py", *arguments]
-    environment = {**os.environ, "PATH": os.defpath}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
-def test_the_gpu_suite_runs_without_a_gpu(folder, tmp_path):
-    result = run_suite("--host-only", "--build", folder, "--output", tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    (saved,) = (tmp_path / "host").glob("*.json")
-    stages = json.loads(saved.read_text())["stages"]
-    assert [stage["stage"] for stage in stages] == [f"twin {function}" for function in ORACLES]
-    assert all(stage["cases"] > 0 for stage in stages)
-    result = run_suite("--host-only", "--build", tmp_path, "--output", tmp_path)
-    assert result.returncode == 1
-
-
-def test_the_gpu_suite_says_that_there_is_no_gpu(tmp_path):
-    if os.access("/usr/bin/nvidia-smi", os.X_OK):
-        pytest.skip("there is a GPU")
-    result = run_suite("--output", tmp_path)
-    assert result.returncode == 2
-    assert len(result.stdout.splitlines()) == 1
-    assert not list(tmp_path.iterdir())

@@ -77,7 +77,8 @@ std::tuple<Tensor, Tensor> add_layer_norm(const Tensor& x, std::optional<Tensor>
     params.sum = sum.mutable_data_ptr();
   }
   if (x.numel() > 0) {
-    add_layer_norm_backend(device_of(x)).forward(params, x.scalar_type(), x.get_device_index());
+    const AddLayerNormBackend& backend = add_layer_norm_backend(device_of(x));
+    backend.forward(params, float_dtype_of(x.scalar_type()), x.get_device_index());
   }
   return {sum, normed};
 }
@@ -105,7 +106,9 @@ std::tuple<Tensor, Tensor, Tensor> add_layer_norm_backward(std::optional<Tensor>
   params.dx = dx.mutable_data_ptr();
   params.dweight_partial = dweight_partial.mutable_data_ptr();
   params.dbias_partial = dbias_partial.mutable_data_ptr();
-  if (sum.numel() > 0) backend.backward(params, sum.scalar_type(), sum.get_device_index());
+  if (sum.numel() > 0) {
+    backend.backward(params, float_dtype_of(sum.scalar_type()), sum.get_device_index());
+  }
   return {dx, sum_of_rows(dweight_partial, sum), sum_of_rows(dbias_partial, sum)};
 }
 

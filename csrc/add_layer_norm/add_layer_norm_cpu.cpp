@@ -13,25 +13,22 @@
 namespace keye_ops {
 namespace {
 
-using torch::headeronly::ScalarType;
-
 constexpr int64_t kGrainElements = 65536;  // less is not worth a thread
 
-void forward(const AddLayerNormParams& params, ScalarType dtype, int /*device_index*/) {
+void forward(const AddLayerNormParams& params, Dtype dtype, int /*device_index*/) {
   const auto rows = KEYE_SELECT_ISA(add_layer_norm_forward_rows);
   const int64_t grain = std::max<int64_t>(1, kGrainElements / params.hidden);
-  torch::stable::parallel_for(0, params.total, grain, [&](int64_t begin, int64_t end) {
-    rows(params, float_dtype_of(dtype), begin, end);
-  });
+  torch::stable::parallel_for(0, params.total, grain,
+                              [&](int64_t begin, int64_t end) { rows(params, dtype, begin, end); });
 }
 
 int num_partials(int64_t total) {
   return static_cast<int>((total + kAddLayerNormRowsPerPartial - 1) / kAddLayerNormRowsPerPartial);
 }
 
-void backward(const AddLayerNormParams& params, ScalarType dtype, int /*device_index*/) {
+void backward(const AddLayerNormParams& params, Dtype dtype, int /*device_index*/) {
   const auto partial = KEYE_SELECT_ISA(add_layer_norm_backward_partial);
-  for_each_task(params.num_partials, [&](int64_t i) { partial(params, float_dtype_of(dtype), i); });
+  for_each_task(params.num_partials, [&](int64_t i) { partial(params, dtype, i); });
 }
 
 }  // namespace

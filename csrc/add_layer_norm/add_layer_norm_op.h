@@ -9,6 +9,7 @@
 
 #include "add_layer_norm/add_layer_norm.h"
 #include "common/backend.h"
+#include "common/dtype.h"
 #include "common/export.h"
 
 namespace keye_ops {
@@ -17,8 +18,8 @@ enum class AddLayerNormDevice { kCpu = 0, kCuda = 1 };
 
 // What a device offers. Launchers trust their params.
 struct AddLayerNormBackend {
-  void (*forward)(const AddLayerNormParams&, torch::headeronly::ScalarType, int device_index);
-  void (*backward)(const AddLayerNormParams&, torch::headeronly::ScalarType, int device_index);
+  void (*forward)(const AddLayerNormParams&, Dtype, int device_index);
+  void (*backward)(const AddLayerNormParams&, Dtype, int device_index);
   int (*num_partials)(int64_t total);  // rows of the parameters' partial gradients
   BackendTraits traits;
 };

@@ -9,8 +9,6 @@
 
 namespace keye_ops {
 
-using GemmElement = cutlass::bfloat16_t;
-
 template <class Gemm, class Arguments>
 void launch_gemm(const char* op, const GemmParams& params, const Arguments& arguments,
                  int device_index) {

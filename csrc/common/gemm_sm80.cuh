@@ -1,32 +1,16 @@
-// A bf16 GEMM for every GPU from sm_80 on around any epilogue: cp.async and mma.sync; two blocks a
-// multiprocessor, so that one's epilogue runs beside the other's products.
+// A bf16 GEMM for every GPU from sm_80 on around any epilogue: cp.async and mma.sync; where shared
+// memory allows two blocks a multiprocessor, one's epilogue runs beside the other's products.
 #pragma once
 
 #include "common/gemm_launch.cuh"
-
-// NOTE: visitors.hpp needs what the other one includes.
+// NOTE: this one needs what launchers include.
 #include <cutlass/gemm/kernel/default_gemm_universal_with_visitor.h>
 
-#include <cutlass/epilogue/threadblock/fusion/visitors.hpp>
+#include "common/gemm_sm80_epilogue.cuh"
 
 namespace keye_ops {
 
-using Sm80Tile = cutlass::gemm::GemmShape<128, 128, 32>;
-using Sm80Warp = cutlass::gemm::GemmShape<64, 64, 32>;
 constexpr int kSm80Stages = 4;
-constexpr int kSm80Threads = 128;
-constexpr int kSm80Alignment = 8;  // elements in 16 bytes
-
-// Which elements of the tile a thread holds in the epilogue: 16 bytes of a row at a time.
-using Sm80ThreadMap =
-    cutlass::epilogue::threadblock::OutputTileThreadLayout<Sm80Tile, Sm80Warp, GemmElement,
-                                                           kSm80Alignment, /*Stages=*/1>;
-
-using Sm80Rows = cute::Stride<int64_t, cute::Int<1>, cute::Int<0>>;  // of out
-
-// out, rounded once.
-using Sm80Store = cutlass::epilogue::threadblock::VisitorAuxStore<
-    Sm80ThreadMap, GemmElement, cutlass::FloatRoundStyle::round_to_nearest, Sm80Rows>;
 
 // Values is a tree that computes a fragment of out.
 template <class Values>
@@ -34,9 +18,9 @@ struct Sm80Gemm {
   using RowMajor = cutlass::layout::RowMajor;
   using Callbacks = cutlass::epilogue::threadblock::Sm80EVT<Sm80Store, Values>;
   using Kernel = typename cutlass::gemm::kernel::DefaultGemmWithVisitor<
-      GemmElement, RowMajor, cutlass::ComplexTransform::kNone, kSm80Alignment, GemmElement,
-      cutlass::layout::ColumnMajor, cutlass::ComplexTransform::kNone, kSm80Alignment, GemmElement,
-      RowMajor, kSm80Alignment, float, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
+      GemmElement, RowMajor, cutlass::ComplexTransform::kNone, kGemmAlignment, GemmElement,
+      cutlass::layout::ColumnMajor, cutlass::ComplexTransform::kNone, kGemmAlignment, GemmElement,
+      RowMajor, kGemmAlignment, float, float, cutlass::arch::OpClassTensorOp, cutlass::arch::Sm80,
       Sm80Tile, Sm80Warp, cutlass::gemm::GemmShape<16, 8, 16>, Callbacks,
       cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<8>, kSm80Stages,
       cutlass::arch::OpMultiplyAdd, /*EpilogueStages=*/1>::GemmKernel;

@@ -2,33 +2,22 @@
 // other's products.
 #pragma once
 
-#include <cutlass/epilogue/collective/collective_builder.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 
 #include "common/device_facts.h"
 #include "common/gemm_launch.cuh"
+#include "common/gemm_sm90_epilogue.cuh"
 
 namespace keye_ops {
 
-// A warpgroup computes 128 x 128; two blocks share what they load of b.
-using Sm90Tile = cute::Shape<cute::_128, cute::_128, cute::_64>;
-using Sm90Cluster = cute::Shape<cute::_2, cute::_1, cute::_1>;
-
 template <class Callbacks>
 struct Sm90Gemm {
-  using Tag = cutlass::arch::Sm90;
-  using Class = cutlass::arch::OpClassTensorOp;
-  using RowMajor = cutlass::layout::RowMajor;
-  static constexpr int kAlignment = 8;  // elements in 16 bytes
-
-  using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-      Tag, Class, Sm90Tile, Sm90Cluster, cutlass::epilogue::collective::EpilogueTileAuto, float,
-      float, void, RowMajor, kAlignment, GemmElement, RowMajor, kAlignment,
-      cutlass::epilogue::TmaWarpSpecialized, Callbacks>::CollectiveOp;
+  using Epilogue = Sm90Epilogue<Callbacks>;
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-      Tag, Class, GemmElement, RowMajor, kAlignment, GemmElement, cutlass::layout::ColumnMajor,
-      kAlignment, float, Sm90Tile, Sm90Cluster,
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, GemmElement, cutlass::layout::RowMajor,
+      kGemmAlignment, GemmElement, cutlass::layout::ColumnMajor, kGemmAlignment, float, Sm90Tile,
+      Sm90Cluster,
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
           sizeof(typename Epilogue::SharedStorage))>,
       cutlass::gemm::KernelTmaWarpSpecializedPingpong>::CollectiveOp;

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "common/host_device.h"
-#if !defined(__CUDACC__)
+#if !defined(__CUDACC__) && !defined(KEYE_HOST_EXECUTOR)
 #include "common/row_passes.h"
 #endif
 
@@ -37,6 +37,8 @@ template <class V>
 KEYE_HOST_DEVICE V multiply_add(V a, V b, V c) {
 #if defined(__CUDACC__)
   return a * b + c;  // nvcc makes it one instruction
+#elif defined(KEYE_HOST_EXECUTOR)
+  return std::fma(a, b, c);
 #else
   return fused_multiply_add(a, b, c);
 #endif
@@ -56,7 +58,7 @@ KEYE_HOST_DEVICE V layer_norm_dx(V dy, V weight, V normed, S rstd, S mean, S mea
   return rstd * multiply_add(normed, V{} - mean_of_products, centred);
 }
 
-#if !defined(__CUDACC__)
+#if !defined(__CUDACC__) && !defined(KEYE_HOST_EXECUTOR)
 
 template <class T, class C = Compute<T>>
 KEYE_HOST_DEVICE double sum_of_row(const RowPieces<const T>& row, int64_t length) {

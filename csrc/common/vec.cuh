@@ -78,9 +78,9 @@ KEYE_DEVICE void load_vector(const T* p, float (&values)[kVectorSize<T>]) {
   unpack<T>(load_bytes<Chunk>(p), values);
 }
 
-// p must be aligned to 16 bytes.
+// Rounded to T.
 template <class T>
-KEYE_DEVICE void store_vector(T* p, const float (&values)[kVectorSize<T>]) {
+KEYE_DEVICE Chunk pack(const float (&values)[kVectorSize<T>]) {
   Chunk chunk;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -90,7 +90,13 @@ KEYE_DEVICE void store_vector(T* p, const float (&values)[kVectorSize<T>]) {
       chunk.values[i] = ptx::cvt_rn_x2<T>(values[2 * i], values[2 * i + 1]);
     }
   }
-  store_bytes(p, chunk);
+  return chunk;
+}
+
+// p must be aligned to 16 bytes.
+template <class T>
+KEYE_DEVICE void store_vector(T* p, const float (&values)[kVectorSize<T>]) {
+  store_bytes(p, pack<T>(values));
 }
 
 }  // namespace keye_ops

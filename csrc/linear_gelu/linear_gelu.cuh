@@ -50,14 +50,14 @@ linear_gelu_kernel(KEYE_PARAMS LinearGeluParams params) {
   Chunk hidden_chunks[kLinearGeluVectors] = {}, dout_chunks[kLinearGeluVectors] = {};
 #pragma unroll
   for (int i = 0; i < kLinearGeluVectors; i++) {
-    const int64_t vector = first + i * kLinearGeluThreads;
+    const int64_t vector = first + int64_t{i} * kLinearGeluThreads;
     if (vector >= num_vectors) continue;
     hidden_chunks[i] = load_bytes<Chunk>(hidden + vector * kVec);
     if constexpr (kBackward) dout_chunks[i] = load_bytes<Chunk>(dout + vector * kVec);
   }
 #pragma unroll
   for (int i = 0; i < kLinearGeluVectors; i++) {
-    const int64_t vector = first + i * kLinearGeluThreads;
+    const int64_t vector = first + int64_t{i} * kLinearGeluThreads;
     if (vector >= num_vectors) continue;
     float x[kVec], dy[kVec];
     unpack<T>(hidden_chunks[i], x);

@@ -11,7 +11,6 @@
 namespace keye_ops {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "merge_norm";
@@ -87,7 +86,8 @@ Tensor merge_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, con
   params.bias = bias.const_data_ptr();
   params.out = out.mutable_data_ptr();
   if (x.numel() > 0) {
-    merge_norm_backend(device_of(x)).forward(params, x.scalar_type(), x.get_device_index());
+    const MergeNormBackend& backend = merge_norm_backend(device_of(x));
+    backend.forward(params, float_dtype_of(x.scalar_type()), x.get_device_index());
   }
   return out;
 }
@@ -118,7 +118,9 @@ std::tuple<Tensor, Tensor, Tensor> merge_norm_backward(const Tensor& dout, const
   params.dx = dx.mutable_data_ptr();
   params.dweight_partial = dweight_partial.mutable_data_ptr();
   params.dbias_partial = dbias_partial.mutable_data_ptr();
-  if (x.numel() > 0) backend.backward(params, x.scalar_type(), x.get_device_index());
+  if (x.numel() > 0) {
+    backend.backward(params, float_dtype_of(x.scalar_type()), x.get_device_index());
+  }
   return {dx, sum_of_rows(dweight_partial, x), sum_of_rows(dbias_partial, x)};
 }
 

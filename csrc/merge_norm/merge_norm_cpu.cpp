@@ -13,16 +13,14 @@
 namespace keye_ops {
 namespace {
 
-using torch::headeronly::ScalarType;
-
 constexpr int64_t kGrainElements = 65536;  // less is not worth a thread
 
-void forward(const MergeNormParams& params, ScalarType dtype, int /*device_index*/) {
+void forward(const MergeNormParams& params, Dtype dtype, int /*device_index*/) {
   const auto tokens = KEYE_SELECT_ISA(merge_norm_forward_tokens);
   const int64_t square = params.side * params.side;
   const int64_t grain = std::max<int64_t>(1, kGrainElements / (square * params.hidden));
   torch::stable::parallel_for(0, params.total / square, grain, [&](int64_t begin, int64_t end) {
-    tokens(params, float_dtype_of(dtype), begin, end);
+    tokens(params, dtype, begin, end);
   });
 }
 
@@ -30,9 +28,9 @@ int num_partials(int64_t tokens) {
   return static_cast<int>((tokens + kMergeNormTokensPerPartial - 1) / kMergeNormTokensPerPartial);
 }
 
-void backward(const MergeNormParams& params, ScalarType dtype, int /*device_index*/) {
+void backward(const MergeNormParams& params, Dtype dtype, int /*device_index*/) {
   const auto partial = KEYE_SELECT_ISA(merge_norm_backward_partial);
-  for_each_task(params.num_partials, [&](int64_t i) { partial(params, float_dtype_of(dtype), i); });
+  for_each_task(params.num_partials, [&](int64_t i) { partial(params, dtype, i); });
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "common/backend.h"
+#include "common/dtype.h"
 #include "common/export.h"
 #include "merge_norm/merge_norm.h"
 
@@ -15,8 +16,8 @@ enum class MergeNormDevice { kCpu = 0, kCuda = 1 };
 
 // What a device offers. Launchers trust their params.
 struct MergeNormBackend {
-  void (*forward)(const MergeNormParams&, torch::headeronly::ScalarType, int device_index);
-  void (*backward)(const MergeNormParams&, torch::headeronly::ScalarType, int device_index);
+  void (*forward)(const MergeNormParams&, Dtype, int device_index);
+  void (*backward)(const MergeNormParams&, Dtype, int device_index);
   int (*num_partials)(int64_t tokens);  // rows of the parameters' partial gradients
   BackendTraits traits;
 };

@@ -231,6 +231,17 @@ void backward_by_cells(const PatchEmbedBackend& backend, PatchEmbedParams params
   if (params.dbias != nullptr) dbias = sum_of_rows(dout, dbias);
 }
 
+// Into out, by one GEMM; or false.
+bool embeds_fused(const Tensor& rows, const Tensor& weight, const PatchEmbedParams& patches,
+                  Tensor& out) {
+  PatchEmbedGemmParams params{};
+  params.gemm = {rows.const_data_ptr(), weight.const_data_ptr(), out.mutable_data_ptr(),
+                 row_stride(rows),      row_stride(weight),      patches.total,
+                 patches.hidden,        weight.size(1)};
+  params.patches = patches;
+  return is_fit(params) && backend_of(out).fused(params, out.get_device_index());
+}
+
 }  // namespace
 
 PatchEmbedBackend& patch_embed_backend(PatchEmbedDevice device) {
@@ -250,9 +261,13 @@ Tensor patch_embed(const Tensor& pixel_values, const Tensor& weight, std::option
   }
   const Operands product =
       operands(pixel_values, weight, image_mean, image_std, /*wants_weight=*/true);
-  Tensor out = aten_linear(product.rows, product.weight, std::nullopt);
-  // NOTE: torch's product of bf16 takes twice as long with a bias.
   params.bias = bias.has_value() ? bias->const_data_ptr() : nullptr;
+  if (backend_of(weight).fused != nullptr && weight.scalar_type() == ScalarType::BFloat16) {
+    Tensor tokens = new_empty_like(weight, {params.total, params.hidden});
+    if (embeds_fused(product.rows, product.weight, params, tokens)) return tokens;
+  }
+  // NOTE: torch's product of bf16 takes twice as long with a bias.
+  Tensor out = aten_linear(product.rows, product.weight, std::nullopt);
   params.out = out.mutable_data_ptr();
   backend_of(weight).add_positions(params, float_dtype_of(weight.scalar_type()),
                                    weight.get_device_index());

@@ -82,8 +82,8 @@ KEYE_HOST_DEVICE int64_t image_of(const PatchEmbedParams& params, int64_t patch)
   return image;
 }
 
-// Where a patch lies in its image; at 0 of 1 where the values in memory are wrong: on a device
-// nobody has looked at them before.
+// Where a patch lies in its image; nowhere if the values in memory are wrong: on a device nobody
+// has looked at them before.
 struct PatchPlace {
   int64_t row, column, num_rows, num_columns;
   DeviceError error;  // what is wrong, kNone if nothing
@@ -92,7 +92,8 @@ struct PatchPlace {
 
 KEYE_HOST_DEVICE PatchPlace patch_place(const PatchEmbedParams& params, int64_t image,
                                         int64_t patch) {
-  PatchPlace place{0, 0, 1, 1, DeviceError::kPatchEmbedOffsets, 0};
+  PatchPlace place{};
+  place.error = DeviceError::kPatchEmbedOffsets;
   if (image >= params.num_images) return place;
   const int64_t begin = params.image_offsets[image], end = params.image_offsets[image + 1];
   const int64_t frames = params.grid[3 * image], num_rows = params.grid[3 * image + 1],
@@ -137,9 +138,8 @@ KEYE_HOST_DEVICE AxisTaps<C> axis_taps(int64_t index, int64_t size, int64_t side
     denominator = 2 * size;
   }
   numerator = numerator > 0 ? numerator : 0;
-  const int64_t quotient = numerator / denominator;
-  const int64_t low = quotient < side - 1 ? quotient : side - 1;
-  const int64_t rest = numerator - quotient * denominator;
+  const int64_t low = numerator / denominator;  // less than side, for index is less than size
+  const int64_t rest = numerator - low * denominator;
   return {low, low + 1 < side ? low + 1 : side - 1,
           static_cast<C>(rest) / static_cast<C>(denominator)};
 }

@@ -53,6 +53,7 @@ void backward(const PatchEmbedParams& params, Dtype dtype, int /*device_index*/)
 STABLE_TORCH_LIBRARY_IMPL(keye_ops, CPU, m) {
   patch_embed_backend(PatchEmbedDevice::kCpu) = {&pack,
                                                  &add_positions,
+                                                 /*fused=*/nullptr,
                                                  &backward,
                                                  /*cells=*/nullptr,
                                                  /*num_parts=*/nullptr,

@@ -78,7 +78,7 @@ KEYE_DEVICE void add_positions_in_quad(const PatchEmbedParams& params, const Row
   for (int half = 0; half < 2; half++) {
     const RowTaps& taps = half == 0 ? upper_row : lower_row;
     float positions[kTableVector] = {};
-    add_positions(params, taps, first_column + kTableVector * (lane % 4), positions);
+    add_positions(params, taps, first_column + int64_t{kTableVector} * (lane % 4), positions);
     trade_in_quad(lane, positions);
 #pragma unroll
     for (int i = 0; i < kTableVector; i++) {

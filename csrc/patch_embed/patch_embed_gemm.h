@@ -12,6 +12,13 @@ struct PatchEmbedGemmParams {
   PatchEmbedParams patches;
 };
 
+// Whether the kernels take it.
+inline bool is_fit(const PatchEmbedGemmParams& params) {
+  const PatchEmbedParams& patches = params.patches;
+  return is_fit(params.gemm) && is_aligned(patches.bias) && is_aligned(patches.table) &&
+         patches.side <= 46340;  // rows of the table are counted in int32
+}
+
 void patch_embed_sm80(const PatchEmbedGemmParams& params, int device_index);
 void patch_embed_sm90(const PatchEmbedGemmParams& params, int device_index);
 

@@ -17,6 +17,7 @@ extern "C" {
 KEYE_API void patch_embed_host_cuda_install() {
   cpu_backend() = {&patch_embed_pack_host_cuda,
                    &patch_embed_add_positions_host_cuda,
+                   /*fused=*/nullptr,
                    &patch_embed_dtable_host_cuda,
                    &patch_embed_cells_host_cuda,
                    &patch_embed_num_parts_host_cuda,

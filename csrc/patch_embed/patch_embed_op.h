@@ -11,6 +11,7 @@
 #include "common/dtype.h"
 #include "common/export.h"
 #include "patch_embed/patch_embed.h"
+#include "patch_embed/patch_embed_gemm.h"
 
 namespace keye_ops {
 
@@ -21,6 +22,9 @@ struct PatchEmbedBackend {
   // Pixels without a dtype are bytes. Others are of the weight's dtype or fp32, or of any.
   void (*pack)(const PixelRowsParams&, std::optional<Dtype> pixels, Dtype rows, int device_index);
   void (*add_positions)(const PatchEmbedParams&, Dtype, int device_index);
+  // Product, bias and positions in one GEMM of bf16, or false where torch's GEMM and the pass are
+  // to run; null without any.
+  bool (*fused)(const PatchEmbedGemmParams&, int device_index);
   // The gradients of the table and the bias; or, of a backend with `cells`, of the table by patches
   // that are sorted by those, in num_parts parts.
   void (*backward)(const PatchEmbedParams&, Dtype, int device_index);

@@ -52,15 +52,15 @@ struct PatchifyShared {
 template <class W>
 KEYE_HOST_DEVICE PatchifyShared<W> patchify_shared(const PatchifyKernelParams& params,
                                                    Arena& arena) {
-  const int side = params.patchify.patch_size, columns = params.span * side;
+  const int64_t side = params.patchify.patch_size, columns = params.span * side;
   PatchifyShared<W> shared;
   shared.across = arena.take<PatchifyWindow>(columns);
   shared.down = arena.take<PatchifyWindow>(side);
   shared.sums = arena.take<double>(columns + side);
   shared.across_weights = arena.take<W>(params.taps_across * columns);
   shared.down_weights = arena.take<W>(params.taps_down * side);
-  shared.source = arena.take<uint8_t>(params.chunk_rows * params.source_pitch);
-  shared.between = arena.take<typename PatchifyPass<W>::Between>(params.chunk_rows * 3 * columns);
+  shared.source = arena.take<uint8_t>(int64_t{params.chunk_rows} * params.source_pitch);
+  shared.between = arena.take<typename PatchifyPass<W>::Between>(columns * 3 * params.chunk_rows);
   shared.tile = arena.take<uint8_t>(3 * columns * side);
   return shared;
 }
@@ -139,9 +139,9 @@ KEYE_DEVICE void load_rows(const PatchifyKernelParams& params, const PatchifyTil
     const int64_t y = min(first_row + row_idx, tile.end_row - 1);
     const uint8_t* row = frame + y * params.patchify.stride_row;
     const uint8_t* aligned = row + tile.first_byte - misalignment(row, tile.first_byte);
-    const Chunk chunk = load_inside(aligned + chunk_idx * kVectorBytes, row,
-                                    row + params.patchify.across.source * 3);
-    store_bytes(shared + row_idx * params.source_pitch + chunk_idx * kVectorBytes, chunk);
+    const int row_bytes = params.patchify.across.source * 3, byte = chunk_idx * kVectorBytes;
+    const int at = row_idx * params.source_pitch + byte;
+    store_bytes(shared + at, load_inside(aligned + byte, row, row + row_bytes));
   }
 }
 
@@ -223,8 +223,7 @@ KEYE_DEVICE void filter_across(const PatchifyKernelParams& params, const Patchif
       for (int r = 0; r < kRows; r++) {
         words[r][0] = words[r][3];
 #pragma unroll
-        for (int k = 1; k < 4; k++) words[r][k] = load_bytes<uint32_t>(word[r] + k * 4);
-        word[r] += 12;
+        for (int k = 1; k < 4; k++) words[r][k] = load_bytes<uint32_t>(word[r] += 4);
         add_pixels(words[r], shift[r], weights, sums[r]);
       }
     }
@@ -243,7 +242,7 @@ KEYE_DEVICE void filter_across(const PatchifyKernelParams& params, const Patchif
 
 // Two neighbouring columns of one channel, and every num_groups-th row of the patch.
 struct PatchifyOwned {
-  int pair, group, num_groups;  // a group past the last one has nothing
+  int pair, group, num_groups;  // a thread past the last group has no row
 };
 
 template <class B>
@@ -260,7 +259,7 @@ KEYE_DEVICE void filter_down(const PatchifyKernelParams& params, const PatchifyS
 #pragma unroll
   for (int k = 0; k < kPatchifyItems; k++) {
     const int row = owned.group + k * owned.num_groups;
-    if (owned.group >= owned.num_groups || row >= params.patchify.patch_size) break;
+    if (row >= params.patchify.patch_size) break;
     const int first = shared.down[row].first, end = first + shared.down[row].count;
     const W* weights = shared.down_weights + row * params.taps_down - first;
     for (int y = max(first, first_row); y < min(end, first_row + num_rows); y++) {
@@ -283,10 +282,10 @@ KEYE_DEVICE void store_levels(const PatchifyKernelParams& params, const Patchify
 #pragma unroll
   for (int k = 0; k < kPatchifyItems; k++) {
     const int row = owned.group + k * owned.num_groups;
-    if (owned.group >= owned.num_groups || row >= side) break;
+    if (row >= side) break;
     const int low = level_of(sums[k][0], precision), high = level_of(sums[k][1], precision);
-    store_bytes(patches + (plane * side + row) * side + column % side,
-                static_cast<uint16_t>(high << 8 | low));
+    const int at = (plane * side + row) * side + column % side;
+    store_bytes(patches + at, static_cast<uint16_t>(high << 8 | low));
   }
 }
 
@@ -308,15 +307,16 @@ patchify_kernel(KEYE_PARAMS PatchifyKernelParams params) {
   PatchifyTile tile;
   tile.patch = int64_t{band} * grid_w + first_patch;
   tile.columns = min(params.span, grid_w - first_patch) * side;
+  // NOTE: the windows are there for all; the barrier of the first chunk is that of the weights.
   make_weights(params, shared, first_patch * side, tile.columns, band * side);
-  syncthreads();
   tile.first_byte = shared.across[0].first * 3;
   tile.first_row = shared.down[0].first;
   tile.end_row = shared.down[side - 1].first + shared.down[side - 1].count;
 
   const int num_pairs = tile.columns * 3 / 2;
-  const PatchifyOwned owned{thread_idx() % num_pairs, thread_idx() / num_pairs,
-                            kPatchifyThreads / num_pairs};
+  const int group = thread_idx() / num_pairs, num_thread_groups = kPatchifyThreads / num_pairs;
+  const PatchifyOwned owned{thread_idx() % num_pairs, group < num_thread_groups ? group : side,
+                            num_thread_groups};
   const int64_t first_frame = frame_group * params.frames_per_block;
   const int64_t end_frame = min(first_frame + params.frames_per_block, patchify.num_frames);
   for (int64_t frame_idx = first_frame; frame_idx < end_frame; frame_idx++) {

@@ -1,9 +1,19 @@
-// Registers of a warpgroup, and grids that overlap.
+// What the compiler keeps in registers, registers of a warpgroup, and grids that overlap.
 #pragma once
+
+#include <cstdint>
 
 #include "common/thread.cuh"
 
 namespace keye_ops::ptx {
+
+// No instruction: the compiler takes the register for changed, so that it computes what comes from
+// it again instead of keeping that in more registers.
+template <class T>
+KEYE_DEVICE void forget(T& word) {
+  static_assert(sizeof(T) == 4, "a register has 32 bits");
+  KEYE_CUDA_OR_HOST(asm volatile("" : "+r"(word)), static_cast<void>(word));
+}
 
 // Registers a thread: a multiple of 8 from 24 to 256; executed by the whole warpgroup.
 // #miscellaneous-instructions-setmaxnreg
