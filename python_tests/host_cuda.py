@@ -131,5 +131,14 @@ def host_cuda(**schedule: Any) -> Iterator[None]:
             getattr(_kernels(op), f"{op}_host_cuda_restore")()
 
 
+@contextmanager
+def fused_gemms() -> Iterator[None]:
+    """As :func:`host_cuda`, with plain loops in place of the GEMMs that GPUs fuse."""
+    with host_cuda():
+        for op in ("linear_gelu", "patch_embed"):
+            getattr(_kernels(op), f"{op}_host_cuda_install_fused")()
+        yield
+
+
 if __name__ == "__main__":
     print(build())

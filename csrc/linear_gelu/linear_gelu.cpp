@@ -84,8 +84,9 @@ bool fused(const Tensor& x, const Tensor& weight, const Tensor& bias, bool tanh,
   if (fused_gemm == nullptr || x.scalar_type() != torch::headeronly::ScalarType::BFloat16) {
     return false;
   }
-  const bool unit_strides = stride_of(x, 1) <= 1 && stride_of(weight, 1) <= 1 &&
-                            bias.is_contiguous() && is_aligned(bias.const_data_ptr());
+  // NOTE: not stride_of, to which a column broadcast to all is no different from a single one.
+  const bool unit_strides = x.stride(1) == 1 && weight.stride(1) == 1 && bias.is_contiguous() &&
+                            is_aligned(bias.const_data_ptr());
   LinearGeluGemmParams params{};
   params.gemm = {x.const_data_ptr(),     weight.const_data_ptr(),
                  out.mutable_data_ptr(), row_stride(x),
