@@ -27,10 +27,11 @@ SHAPES = {
     "odd width": (70, 131),
     "under a vector": (9, 3),
     "wide": (24, 4608),
+    "past registers": (8, 15368),  # of CUDA threads
 }
 
 
-def make(shape, form, dtype=torch.float64, seed=0):
+def make(shape, form, dtype=torch.float64, device="cpu", seed=0):
     """x, residual or None, weight, bias."""
     rows, hidden = SHAPES.get(shape, shape)
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +40,14 @@ def make(shape, form, dtype=torch.float64, seed=0):
         return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
 
     residual = randn(rows, hidden) if form == "add" else None
-    return [randn(rows, hidden), residual, 1 + randn(hidden) / 4, randn(hidden)]
+    inputs = [randn(rows, hidden), residual, 1 + randn(hidden) / 4, randn(hidden)]
+    return [x if x is None else x.to(device) for x in inputs]
+
+
+def make_douts(shape, form, dtype=torch.float64, device="cpu"):
+    """Gradients of sum and normed."""
+    dsum, dnormed, *_ = make(shape, "add", dtype, device, seed=1)
+    return [dsum if form == "add" else dsum.new_empty(0), dnormed]
 
 
 def public(x, residual, weight, bias, eps=1e-6):
@@ -62,13 +70,13 @@ def norm_by_hand(x, weight, bias, eps=1e-6):
     return centred / (variance + eps).sqrt() * weight + bias
 
 
-def results_of(function, inputs, douts, dtype=None):
+def results_of(function, inputs, douts):
     """Outputs of a function of (x, residual, weight, bias), then the gradients."""
-    leaves = [None if x is None else x.to(dtype or x.dtype).requires_grad_() for x in inputs]
+    leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
     out = function(*leaves)
     leaves = [x for x in leaves if x is not None]
-    pairs = zip(out, [d.to(leaves[0].dtype) for d in douts], strict=True)
-    outputs, douts = zip(*((o, d) for o, d in pairs if o.requires_grad), strict=True)
+    pairs = [(o, d) for o, d in zip(out, douts, strict=True) if o.requires_grad]
+    outputs, douts = zip(*pairs, strict=True)
     return [*out, *torch.autograd.grad(outputs, leaves, douts)]
 
 
@@ -85,15 +93,10 @@ def exact_results(inputs, douts):
     return [x.double() + residual.double(), normed, dtotal, dtotal, *rest]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("way", ["public", "registered"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients(shape, way, dtype, form):
-    inputs = make(shape, form, dtype)
-    douts = make(shape, "add", dtype, seed=1)[:2]
-    douts = [douts[0] if form == "add" else douts[0].new_empty(0), douts[1]]
-    results = results_of(WAYS[way], inputs, douts)
+def assert_values_and_gradients(function, shape, dtype, form, device="cpu"):
+    inputs = make(shape, form, dtype, device)
+    douts = make_douts(shape, form, dtype, device)
+    results = results_of(function, inputs, douts)
     plain = results_of(add_layer_norm_reference, inputs, douts)
     exact = exact_results(inputs, douts)
     assert len(results) == (6 if form == "add" else 5)
@@ -104,26 +107,40 @@ def test_values_and_gradients(shape, way, dtype, form):
         assert_within_twice(one, one_plain, one_exact)
 
 
-@pytest.mark.parametrize("way", ["public", "registered"])
-def test_eps(way):
-    x, _, weight, bias = make("odd width", "norm")
-    for eps in (0.5, 1e-12):
-        got = WAYS[way](x * 1e-3, None, weight, bias, eps)[1]
-        torch.testing.assert_close(got, norm_by_hand(x * 1e-3, weight, bias, eps))
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients(shape, dtype, form, device):
+    assert_values_and_gradients(public, shape, dtype, form, device)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_of_the_registered_op(shape, dtype, form):
+    assert_values_and_gradients(OPS.add_layer_norm, shape, dtype, form)
+
+
+@pytest.mark.parametrize("eps", [0.5, 1e-12])
+def test_eps(eps, device):
+    x, _, *parameters = make("many rows", "norm", torch.float32, device)
+    x = x * 1e-3
+    exact = norm_by_hand(x.double(), *(y.double() for y in parameters), eps)
+    plain = F.layer_norm(x, (72,), *parameters, eps)
+    assert_within_twice(public(x, None, *parameters, eps)[1], plain, exact)
 
 
 @needs_native  # torch does not promise it
 @pytest.mark.parametrize("form", FORMS)
-def test_strided_inputs(form):
-    x, residual, weight, bias = make((20, 1152), form, torch.bfloat16)
+def test_strided_inputs(form, device):
+    x, residual, weight, bias = make((20, 1152), form, torch.bfloat16, device)
     wide = torch.cat([x, x, x], 1)[:, 1152:2304]
-    backwards = None if residual is None else residual.repeat_interleave(2, 0)[::2]
-    want = OPS.add_layer_norm(x, residual, weight, bias)
-    got = OPS.add_layer_norm(wide, backwards, weight, bias)
+    spread = None if residual is None else residual.repeat_interleave(2, 0)[::2]
+    want = public(x, residual, weight, bias)
+    got = public(wide, spread, weight, bias)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     row = x[:1].expand(20, -1)
-    got = OPS.add_layer_norm(row, residual, weight, bias)
-    want = OPS.add_layer_norm(row.contiguous(), residual, weight, bias)
+    got, want = (public(y, residual, weight, bias) for y in (row, row.contiguous()))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     # sum() sends an expanded gradient of stride zero.
     leaf = wide.detach().requires_grad_()
@@ -132,42 +149,68 @@ def test_strided_inputs(form):
     total = x if residual is None else x + residual
     want = OPS.add_layer_norm_backward(None, ones, total, weight, 1e-6)[0]
     assert torch.equal(leaf.grad, want)
+    # Gradients of any row stride go to the kernel as they are.
+    dsum = torch.cat([total, total], 1)[:, 1152:]
+    got = OPS.add_layer_norm_backward(dsum, wide, total, weight, 1e-6)
+    want = OPS.add_layer_norm_backward(total, x, total, weight, 1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-def test_only_the_sum_or_only_the_norm_has_a_gradient():
-    inputs = [x.requires_grad_() for x in make("odd width", "add")]
-    for index in (0, 1):
-        got = torch.autograd.grad(public(*inputs)[index].square().sum(), inputs[:2])
-        want = torch.autograd.grad(
-            add_layer_norm_reference(*inputs)[index].square().sum(), inputs[:2]
-        )
-        torch.testing.assert_close(got, want)
+@pytest.mark.parametrize("index", [0, 1], ids=["sum", "norm"])
+def test_only_the_sum_or_only_the_norm_has_a_gradient(index, device):
+    inputs = [x.requires_grad_() for x in make("many rows", "add", torch.float32, device)]
+    functions = public, add_layer_norm_reference
+    got, want = (torch.autograd.grad(f(*inputs)[index].square().sum(), inputs[:2])
+                 for f in functions)  # fmt: skip
+    torch.testing.assert_close(got, want)
+
+
+def test_offsets_past_two_billion_elements(device):
+    # Two rows 2**31 elements apart; only they take memory.
+    x, residual, *parameters = make((2, 64), "add", torch.bfloat16, device)
+    storage = torch.empty(2**31 + 64, dtype=torch.bfloat16, device=device)
+    far = storage.as_strided((2, 64), (2**31, 1))
+    for rows in (x, residual):
+        far.copy_(rows)
+        args = (far, residual) if rows is x else (x, far)
+        got, want = public(*args, *parameters), public(x, residual, *parameters)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    dsum, dnormed = make_douts((2, 64), "add", torch.bfloat16, device)
+    weight = parameters[0]
+    want = OPS.add_layer_norm_backward(dsum, dnormed, x, weight, 1e-6)
+    for index, rows in enumerate((dsum, dnormed, x)):
+        far.copy_(rows)
+        args = [dsum, dnormed, x]
+        args[index] = far
+        got = OPS.add_layer_norm_backward(*args, weight, 1e-6)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-def test_extreme_values(dtype, form):
-    inputs = make("vision", form, dtype)
+def test_extreme_values(dtype, form, device):
+    # Many rows of a kind: the errors of one share that of its rstd.
+    inputs = make((8 * 32, 144), form, dtype, device)
+    kinds = inputs[0].unflatten(0, (8, 32))
     info = torch.finfo(dtype)
     scales = [info.max**0.25, info.tiny, info.tiny * info.eps, 0.0, info.eps, 1e3]
-    inputs[0][:6] *= torch.tensor(scales, dtype=dtype)[:, None]
-    inputs[0][6] += 1e4  # must not cancel in the variance
-    inputs[0][7] = 3.0
+    kinds[:6] *= torch.tensor(scales, dtype=dtype, device=device)[:, None, None]
+    kinds[6] += 1e4  # must not cancel in the variance
+    kinds[7] = 3.0
     if form == "add":
-        inputs[1][:8] = 0
+        inputs[1].zero_()
     results = public(*inputs)
     plain = add_layer_norm_reference(*inputs)
     total = inputs[0].double() if form == "norm" else results[0].double()
     exact = norm_by_hand(total, *(x.double() for x in inputs[2:]))
-    for row in range(8):
-        assert_within_twice(results[1][row], plain[1][row], exact[row])
+    for triple in zip(*(x.split(32) for x in (results[1], plain[1], exact)), strict=True):
+        assert_within_twice(*triple)
 
 
 @needs_native  # torch does not promise it
-def test_an_offset_does_not_cancel_the_variance():
-    generator = torch.Generator().manual_seed(0)
-    x = 1e4 + torch.randn(50, 1152, generator=generator)
-    got = keye_ops.layer_norm(x, torch.ones(1152), torch.zeros(1152))
+def test_an_offset_does_not_cancel_the_variance(device):
+    x = 1e4 + make((50, 1152), "norm", torch.float32, device)[0]
+    got = keye_ops.layer_norm(x, torch.ones(1152, device=device), torch.zeros(1152, device=device))
     exact = norm_by_hand(x.double(), 1, 0)
     assert (got - exact).abs().max() < 2e-6
 
@@ -175,8 +218,8 @@ def test_an_offset_does_not_cancel_the_variance():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("form", FORMS)
-def test_bad_numbers_stay_in_their_row(form, bad, dtype):
-    inputs = make("many rows", form, dtype)
+def test_bad_numbers_stay_in_their_row(form, bad, dtype, device):
+    inputs = make((9, 72), form, dtype, device)
     clean = public(*inputs)
     inputs[0][3, 20] = bad
     out = public(*inputs)
@@ -190,8 +233,7 @@ def test_bad_numbers_stay_in_their_row(form, bad, dtype):
 @pytest.mark.parametrize("form", FORMS)
 def test_same_bits_for_any_number_of_threads(form):
     inputs = make((3000, 144), form, torch.bfloat16)
-    douts = make((3000, 144), "add", torch.bfloat16, seed=1)[:2]
-    douts = [douts[0] if form == "add" else douts[0].new_empty(0), douts[1]]
+    douts = make_douts((3000, 144), form, torch.bfloat16)
     results = []
     before = torch.get_num_threads()
     try:
@@ -205,12 +247,12 @@ def test_same_bits_for_any_number_of_threads(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_row_does_not_depend_on_its_neighbours(form):
-    x, residual, weight, bias = make("many rows", form, torch.bfloat16)
-    together = OPS.add_layer_norm(x, residual, weight, bias)
+def test_a_row_does_not_depend_on_its_neighbours(form, device):
+    x, residual, weight, bias = make("many rows", form, torch.bfloat16, device)
+    together = public(x, residual, weight, bias)
     for row in range(0, 150, 7):
         one = None if residual is None else residual[row : row + 1]
-        alone = OPS.add_layer_norm(x[row : row + 1], one, weight, bias)
+        alone = public(x[row : row + 1], one, weight, bias)
         assert torch.equal(alone[1][0], together[1][row])
 
 
@@ -219,7 +261,11 @@ def test_a_row_does_not_depend_on_its_neighbours(form):
 
 @on_each_lesser_instruction_set
 def test_this_file_on_a_lesser_instruction_set(isa):
-    rerun(__file__, isa, "values or strided or offset or numbers or bits or neighbours")
+    rerun(
+        __file__,
+        isa,
+        "(values or strided or offset or numbers or bits or neighbours) and not host_cuda",
+    )
 
 
 # ---- autograd, torch.library, compile ----
@@ -248,16 +294,16 @@ def test_opcheck(dtype, shape, form):
     torch.library.opcheck(OPS.add_layer_norm.default, inputs)
     leaves = [None if x is None else x.clone().requires_grad_() for x in inputs]
     torch.library.opcheck(OPS.add_layer_norm.default, leaves)
-    dsum, dnormed, _, _ = make(shape, "add", dtype)
+    dsum, dnormed = make_douts(shape, form, dtype)
     dsum = dsum if form == "add" else None
     arguments = (dsum, dnormed, inputs[0], inputs[2], 1e-6)
     torch.library.opcheck(OPS.add_layer_norm_backward.default, arguments)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_backward_op_equals_the_reference(form):
-    x, _, weight, _ = make("odd width", form, torch.float32)
-    dsum, dnormed, *_ = make("odd width", "add", torch.float32, seed=1)
+def test_backward_op_equals_the_reference(form, device):
+    x, _, weight, _ = make("many rows", form, torch.float32, device)
+    dsum, dnormed = make_douts("many rows", form, torch.float32, device)
     arguments = [dsum if form == "add" else None, dnormed, x, weight]
     exact = [None if t is None else t.double() for t in arguments]
     results = OPS.add_layer_norm_backward(*arguments, 1e-6)
@@ -288,8 +334,8 @@ def test_compile_makes_one_graph_for_all_sizes():
     assert graphs == graphs[:1] * 3
 
 
-def test_equals_torch():
-    x, residual, weight, bias = make("vision", "add", torch.float32)
+def test_equals_torch(device):
+    x, residual, weight, bias = make("vision", "add", torch.float32, device)
     total, normed = keye_ops.add_layer_norm(x, residual, weight, bias)
     want = F.layer_norm(x + residual, (1152,), weight, bias, 1e-6)
     assert torch.equal(total, x + residual)
