@@ -13,12 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import norm_probe
 import patch_embed_probe
 import patchify_probe
 import rope_probe
 import selftest_kernels as kernels
 
 PROBES = {
+    **norm_probe.PROBES,
     "patch_embed": patch_embed_probe,
     "patchify": patchify_probe,
     "rope": rope_probe,

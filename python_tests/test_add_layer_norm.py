@@ -27,7 +27,7 @@ SHAPES = {
     "odd width": (70, 131),
     "under a vector": (9, 3),
     "wide": (24, 4608),
-    "past registers": (8, 15368),  # of CUDA threads
+    "past registers": (24, 15368),  # of CUDA threads
 }
 
 
