@@ -10,6 +10,7 @@ from tolerance import assert_within_twice
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import keye_ops
+from keye_ops import dispatch
 from keye_ops.add_rms_norm import add_rms_norm_backward_reference, add_rms_norm_reference
 
 needs_native = needs_native_kernel("add_rms_norm")
@@ -180,6 +181,26 @@ def test_offsets_past_two_billion_elements(device):
         args[index] = far
         got = OPS.add_rms_norm_backward(*args, weight, 1e-6)
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_a_million_rows(device):
+    """More than teams of CUDA threads; the host executor takes a few of them."""
+    x, residual, weight = make((100, 8), "add", torch.bfloat16, device)
+    dsum, dnormed = make_douts((100, 8), "add", torch.bfloat16, device)
+    times = 16 if dispatch.kernel_device(x) != x.device.type else 10_000
+    many = [y.repeat(times, 1) for y in (x, residual)]
+    want = OPS.add_rms_norm(x, residual, weight)
+    for got, one in zip(public(*many, weight), want, strict=True):
+        assert torch.equal(got.unflatten(0, (times, 100)), one.expand(times, -1, -1))
+    backward = OPS.add_rms_norm_backward
+    dx = backward(dsum, dnormed, x, weight, 1e-6)[0]
+    got, dweight, *_ = backward(*(y.repeat(times, 1) for y in (dsum, dnormed, x)), weight, 1e-6)
+    assert torch.equal(got.unflatten(0, (times, 100)), dx.expand(times, -1, -1))
+    exact = (
+        add_rms_norm_backward_reference(None, *(y.double() for y in (dnormed, x, weight)), 1e-6)[1]
+        * times
+    )
+    torch.testing.assert_close(dweight.double(), exact, rtol=0.01, atol=0.01 * times)
 
 
 @pytest.mark.parametrize("form", FORMS)
