@@ -79,6 +79,8 @@ MERGED = [
     Case(hidden=904, warps=3, norm_first=False, images=((2, 4, 4),)),
     Case(hidden=400, warps=2, in_registers=False, norm_first=False, gap=16),
     Case(hidden=24, in_registers=False, dtype=FLOAT),
+    *(Case(hidden=16, images=((1, 2, 4),), gap=2**29, norm_first=first, backward=backward)
+      for first in (True, False) for backward in (False, True)),
     Case(hidden=8, images=MANY, grid=3),
     Case(hidden=8, images=MANY, grid=3, norm_first=False),
     *(Case(backward=True, hidden=24, norm_first=first) for first in (True, False)),

@@ -33,11 +33,10 @@ def outputs_and_gradients(name, dtype, device):
         return outputs, []
     wanted = [x for x in outputs if x.requires_grad]
     node = wanted[0].grad_fn
-    douts = [torch.ones_like(x) for x in outputs]
-    if name.startswith(("layer_norm", "rms_norm")):
-        douts = [None, *douts]  # the sum, which the public form does not give
-    if call.op == "varlen_attention":
-        douts = [*douts, None]  # lse
+    # Of an op's results some are kept inside, or have no gradient.
+    douts = [None] * len(node._input_metadata)
+    for x in wanted:
+        douts[x.output_nr] = torch.ones_like(x)
     with torch.no_grad():
         return outputs, list(node.apply(*douts))
 

@@ -36,7 +36,7 @@ def test_providers_stay_on_the_gpu(op, monkeypatch):
     settings = harness.Settings(device="cuda", layers=1, compile=False)
     ran = 0
     for case in suite.script(op).cases(settings):
-        if case.dtype != torch.bfloat16 or case.mode == "full":
+        if case.dtype == torch.float32 or case.mode == "full":
             continue
         with fake_cuda(), torch.no_grad():
             for _, _, provider in case.build().providers():

@@ -60,7 +60,7 @@ def test_parity_sees_one_wrong_value(monkeypatch):
     plain = right.reference
     monkeypatch.setattr(gpu_cases.Call, "reference", lambda call, dtype=None: plain(dtype))
     monkeypatch.setattr(right, "function", lambda **x: torch.nn.functional.layer_norm(
-        x["x"], (144,), x["weight"], x["bias"], 1e-6))  # fmt: skip
+        x["x"], (72,), x["weight"], x["bias"], 1e-6))  # fmt: skip
     found = gpu_parity.run("layer_norm, fp32", context("parity"))
     assert any(problem.startswith("result 0: error") for problem in found["problems"])
 

@@ -1,5 +1,7 @@
 """merge_norm against loops over merged squares, in both orders of norm and merge; gradients."""
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from tolerance import assert_within_twice
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import keye_ops
-from keye_ops import PackedGrid
+from keye_ops import PackedGrid, dispatch
 from keye_ops.merge_norm import merge_norm_backward_reference, merge_norm_reference
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -33,6 +35,9 @@ def one_thread():
 
 
 def merge_norm(way, x, weight, bias, grid, eps=1e-5):
+    if dispatch.kernel_device(x) == "cuda" and way == "registered":
+        width = weight.shape[0]
+        dispatch.use_native("merge_norm", x, dispatch.unsupported_rows(x, width, weight, bias))
     if way == "public":
         return keye_ops.merge_norm(x, weight, bias, grid, eps=eps)
     options = (grid.spatial_merge_size, grid.order == "block", eps)
@@ -93,17 +98,17 @@ def compare(way, inputs, grid, **options):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", WAYS)
-def test_values(way, dtype, form, batch, order):
-    grid = PackedGrid.from_grid_thw(BATCHES[batch], order=order)
-    compare(way, make(grid.total, form, dtype), grid)
+def test_values(way, dtype, form, batch, order, device):
+    grid = PackedGrid.from_grid_thw(BATCHES[batch], order=order, device=device)
+    compare(way, make(grid.total, form, dtype, device=device), grid)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", WAYS)
-def test_the_width_of_keye(way, dtype, form):
-    grid = PackedGrid.from_grid_thw([(1, 4, 6)])
-    compare(way, make(grid.total, form, dtype, hidden=1152), grid)
+def test_the_width_of_keye(way, dtype, form, device):
+    grid = PackedGrid.from_grid_thw([(1, 4, 6)], device=device)
+    compare(way, make(grid.total, form, dtype, hidden=1152, device=device), grid)
 
 
 # ---- on every device: widths that CUDA kernels take ----
@@ -234,25 +239,25 @@ def test_a_device_reports_grids_that_lie(name, form, device, request):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", WAYS)
-def test_eps(way, form):
-    grid = PackedGrid.from_grid_thw([(1, 4, 6)])
-    x, weight, bias = make(grid.total, form)
+def test_eps(way, form, device):
+    grid = PackedGrid.from_grid_thw([(1, 4, 6)], device=device)
+    x, weight, bias = make(grid.total, form, torch.float32, device=device)
     compare(way, (x * 0.1, weight, bias), grid, eps=0.5)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", WAYS)
-def test_an_offset_does_not_cancel_the_variance(way, form):
-    grid = PackedGrid.from_grid_thw([(1, 4, 6)])
-    x, weight, bias = make(grid.total, form, torch.float32)
+def test_an_offset_does_not_cancel_the_variance(way, form, device):
+    grid = PackedGrid.from_grid_thw([(1, 4, 6)], device=device)
+    x, weight, bias = make(grid.total, form, torch.float32, device=device)
     compare(way, (x + 1e4, weight, bias), grid)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", WAYS)
-def test_strided_rows(way, form):
-    grid = PackedGrid.from_grid_thw([(1, 4, 6)])
-    x, weight, bias = make(grid.total, form)
+def test_strided_rows(way, form, device):
+    grid = PackedGrid.from_grid_thw([(1, 4, 6)], device=device)
+    x, weight, bias = make(grid.total, form, torch.float32, device=device)
     strided = torch.cat([x, x], 1)[:, : x.shape[1]]
     assert not strided.is_contiguous()
     want = merge_norm(way, x, weight, bias, grid)
@@ -262,25 +267,25 @@ def test_strided_rows(way, form):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", WAYS)
-def test_special_values_stay_in_their_token(way, form, value):
-    grid = PackedGrid.from_grid_thw([(1, 4, 6)])
-    x, weight, bias = make(grid.total, form, torch.float32)
+def test_special_values_stay_in_their_token(way, form, value, device):
+    grid = PackedGrid.from_grid_thw([(1, 4, 6)], device=device)
+    x, weight, bias = make(grid.total, form, torch.float32, device=device)
     want = merge_norm(way, x, weight, bias, grid)
     x[9] = value  # row 1, column 3: the token of rows 0-1 and columns 2-3
     actual = merge_norm(way, x, weight, bias, grid)
-    others = torch.arange(6) != 1
+    others = torch.arange(6, device=device) != 1
     assert torch.equal(actual[others], want[others])
-    assert actual[1].isnan().sum() == (18 if form == "preview" else 72)
+    assert actual[1].isnan().sum() == (24 if form == "preview" else 96)
 
 
 @pytest.mark.parametrize("merge", [1, 3])
 @pytest.mark.parametrize("way", WAYS)
-def test_other_merge_sizes(way, merge):
-    grid = PackedGrid.from_grid_thw([(2, 3, 6)], spatial_merge_size=merge)
-    x, weight, bias = make(grid.total, "preview")
-    normed = F.layer_norm(x, (18,), weight, bias)
-    blocks = normed.view(2, 3 // merge, merge, 6 // merge, merge, 18).transpose(2, 3)
-    want = blocks.reshape(-1, merge**2 * 18)
+def test_other_merge_sizes(way, merge, device):
+    grid = PackedGrid.from_grid_thw([(2, 3, 6)], spatial_merge_size=merge, device=device)
+    x, weight, bias = make(grid.total, "preview", torch.float32, device=device)
+    normed = F.layer_norm(x, (24,), weight, bias)
+    blocks = normed.view(2, 3 // merge, merge, 6 // merge, merge, 24).transpose(2, 3)
+    want = blocks.reshape(-1, merge**2 * 24)
     torch.testing.assert_close(merge_norm(way, x, weight, bias, grid), want)
 
 
@@ -314,10 +319,10 @@ def test_gradients(form, batch, order):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("way", WAYS)
-def test_gradients_within_twice_of_plain(way, dtype, form):
-    grid = PackedGrid.from_grid_thw(BATCHES["keye"])
-    inputs = make(grid.total, form, dtype, hidden=64)
-    dout = torch.randn(grid.total_merged, 256, generator=torch.Generator()).to(dtype)
+def test_gradients_within_twice_of_plain(way, dtype, form, device):
+    grid = PackedGrid.from_grid_thw(BATCHES["keye"], device=device)
+    inputs = make(grid.total, form, dtype, hidden=64, device=device)
+    dout = torch.randn(grid.total_merged, 256, generator=torch.Generator()).to(device, dtype)
 
     def grads(function, dtype):
         leaves = [x.to(dtype).requires_grad_() for x in inputs]
@@ -366,7 +371,7 @@ def test_gradcheck(form):
 def test_backward_op(form, batch, order):
     grid = PackedGrid.from_grid_thw(BATCHES[batch], order=order)
     x, weight, _ = make(grid.total, form, torch.float32)
-    dout = make(grid.total_merged, form, torch.float32, hidden=72, seed=1)[0]
+    dout = make(grid.total_merged, form, torch.float32, hidden=96, seed=1)[0]
     options = (grid.grid, grid.image_offsets, 2, order == "block", 1e-5)
     op = torch.ops.keye_ops.merge_norm_backward
     torch.library.opcheck(op.default, (dout, x, weight, *options))
@@ -404,11 +409,14 @@ def test_compile_makes_one_graph_for_all_sizes(form):
 @pytest.mark.parametrize("order", ["raster", "block"])
 @pytest.mark.parametrize("merge", [1, 3])
 @pytest.mark.parametrize("form", FORMS)
-def test_merge_sizes_of_odd_squares(form, merge, order):
-    grid = PackedGrid.from_grid_thw([(1, 3, 6), (2, 6, 3)], spatial_merge_size=merge, order=order)
-    x, *_ = make(grid.total, form, torch.float32)
-    normed = 18 if form == "preview" else merge**2 * 18
+def test_merge_sizes_of_odd_squares(form, merge, order, device):
+    images = [(1, 3, 6), (2, 6, 3)]
+    options = {"spatial_merge_size": merge, "order": order, "device": device}
+    grid = PackedGrid.from_grid_thw(images, **options)
+    x, *_ = make(grid.total, form, torch.float32, device=device)
+    normed = 24 if form == "preview" else merge**2 * 24
     parameters = [torch.randn(normed, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
+    parameters = [y.to(device) for y in parameters]
     options = (grid.grid, grid.image_offsets, merge, order == "block")
     actual = keye_ops.merge_norm(x, *parameters, grid)
     plain = merge_norm_reference(x, *parameters, *options)
@@ -418,10 +426,10 @@ def test_merge_sizes_of_odd_squares(form, merge, order):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("way", WAYS)
-def test_strided_rows_have_the_bits_of_contiguous_ones(way, form):
-    grid = PackedGrid.from_grid_thw(BATCHES["small"])
-    x, weight, bias = make(grid.total, form, torch.bfloat16)
-    wide = torch.cat([x, x, x], 1).repeat_interleave(2, 0)[::2, 18:36]
+def test_strided_rows_have_the_bits_of_contiguous_ones(way, form, device):
+    grid = PackedGrid.from_grid_thw(BATCHES["small"], device=device)
+    x, weight, bias = make(grid.total, form, torch.bfloat16, device=device)
+    wide = torch.cat([x, x, x], 1).repeat_interleave(2, 0)[::2, 24:48]
     want = merge_norm(way, x, weight, bias, grid)
     assert torch.equal(merge_norm(way, wide, weight, bias, grid), want)
     # sum() sends an expanded gradient of stride zero.
@@ -433,9 +441,9 @@ def test_strided_rows_have_the_bits_of_contiguous_ones(way, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES[1:])
-def test_extreme_values(dtype, form):
-    grid = PackedGrid.from_grid_thw([(1, 2, 16)], order="block")
-    x, weight, bias = make(grid.total, form, dtype, hidden=144)
+def test_extreme_values(dtype, form, device):
+    grid = PackedGrid.from_grid_thw([(1, 2, 16)], order="block", device=device)
+    x, weight, bias = make(grid.total, form, dtype, hidden=144, device=device)
     info = torch.finfo(dtype)
     scales = [info.max**0.25, info.tiny, info.tiny * info.eps, 0.0, info.eps, 1e3]
     for token, scale in enumerate(scales):
@@ -452,13 +460,13 @@ def test_extreme_values(dtype, form):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("form", FORMS)
-def test_bad_numbers_stay_in_their_token(form, bad, dtype):
-    grid = PackedGrid.from_grid_thw(BATCHES["keye"])
-    x, weight, bias = make(grid.total, form, dtype)
+def test_bad_numbers_stay_in_their_token(form, bad, dtype, device):
+    grid = PackedGrid.from_grid_thw(BATCHES["keye"], device=device)
+    x, weight, bias = make(grid.total, form, dtype, device=device)
     clean = keye_ops.merge_norm(x, weight, bias, grid)
     x[21, 5] = bad  # row 1, column 1 of the first image: patch 3 of token 0
     out = keye_ops.merge_norm(x, weight, bias, grid)
-    normed = slice(54, 72) if form == "preview" else slice(0, 72)
+    normed = slice(72, 96) if form == "preview" else slice(0, 96)
     assert not out[0, normed].isfinite().any()
     out[0, normed] = clean[0, normed]
     assert torch.equal(out, clean)
@@ -484,13 +492,144 @@ def test_same_bits_for_any_number_of_threads(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_image_does_not_depend_on_its_neighbours(form):
+def test_an_image_does_not_depend_on_its_neighbours(form, device):
     grids = [(1, 16, 20), (2, 6, 8), (1, 2, 2)]
-    x, weight, bias = make(320 + 96 + 4, form, torch.bfloat16)
+    x, weight, bias = make(320 + 96 + 4, form, torch.bfloat16, device=device)
     together = keye_ops.merge_norm(x, weight, bias, grids)
     parts = zip(x.split([320, 96, 4]), grids, strict=True)
     alone = [keye_ops.merge_norm(part, weight, bias, [grid]) for part, grid in parts]
     assert torch.equal(torch.cat(alone), together)
+
+
+def test_offsets_past_two_billion_elements(device):
+    # Two pairs of rows 2**31 elements apart; only they take memory.
+    grid = PackedGrid.from_grid_thw([(1, 2, 2)], device=device)
+    for form in FORMS:
+        x, weight, bias = make(4, form, torch.bfloat16, hidden=64, device=device)
+        storage = torch.empty(3 * 2**31 + 64, dtype=torch.bfloat16, device=device)
+        far = storage.as_strided((4, 64), (2**31, 1))
+        far.copy_(x)
+        want = merge_norm("public", x, weight, bias, grid)
+        assert torch.equal(merge_norm("public", far, weight, bias, grid), want)
+        args = (weight, grid.grid, grid.image_offsets, 2, False, 1e-5)
+        backward = torch.ops.keye_ops.merge_norm_backward
+        results = [backward(want, rows, *args) for rows in (far, x)]
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# ---- grids that only a device sees ----
+
+INT32_MAX = 2**31 - 1
+IMAGES = [(1, 4, 4), (2, 2, 2), (1, 2, 4)]  # tokens 0 to 3, 4 and 5, 6 and 7
+OF_GRID = "grid must hold positive (t, h, w) with h and w multiples of the merge, got "
+OF_OFFSETS = "image_offsets must be the sums of t * h * w up to the patches, got "
+# Which tensor is changed where to what; which tokens are bad then; what is reported.
+HOSTILE = {
+    "no rows": ("grid", (1, 1), 0, (4, 5), f"{OF_GRID}0"),
+    "no columns": ("grid", (1, 2), 0, (4, 5), f"{OF_GRID}0"),
+    "no frames": ("grid", (1, 0), 0, (4, 5), f"{OF_GRID}0"),
+    "odd columns": ("grid", (0, 2), 3, range(4), f"{OF_GRID}3"),
+    "odd rows": ("grid", (0, 1), 5, range(4), f"{OF_GRID}5"),
+    "negative columns": ("grid", (2, 2), -4, (6, 7), f"{OF_GRID}-4"),
+    "least rows": ("grid", (2, 1), -(2**31), (6, 7), f"{OF_GRID}-{2**31}"),
+    "too many frames": ("grid", (1, 0), 3, (4, 5), f"{OF_OFFSETS}24"),
+    "too many rows": ("grid", (1, 1), INT32_MAX - 1, (4, 5), f"{OF_OFFSETS}24"),
+    "too few rows": ("grid", (0, 1), 2, range(4), f"{OF_OFFSETS}16"),
+    "huge images": ("grid", slice(None), INT32_MAX - 1, range(8), OF_OFFSETS),
+    "late start": ("image_offsets", 0, 4, range(4), f"{OF_OFFSETS}16"),
+    "early start": ("image_offsets", 0, -4, range(4), f"{OF_OFFSETS}16"),
+    "late border": ("image_offsets", 1, 20, range(6), OF_OFFSETS),
+    "odd border": ("image_offsets", 1, 18, range(6), OF_OFFSETS),
+    "early end": ("image_offsets", 3, 28, (6, 7), f"{OF_OFFSETS}28"),
+    "late end": ("image_offsets", 3, INT32_MAX, (6, 7), f"{OF_OFFSETS}{INT32_MAX}"),
+    "least offsets": ("image_offsets", slice(None), -(2**31), range(8), f"{OF_OFFSETS}-{2**31}"),
+    "largest offsets": ("image_offsets", slice(None), INT32_MAX, range(8), OF_OFFSETS),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", HOSTILE)
+def test_bad_grids_on_a_device_make_zeros_and_a_report(how, dtype, form, device):
+    grid = PackedGrid.from_grid_thw(IMAGES, device=device)
+    inputs = make(grid.total, form, dtype, device=device)
+    name, place, value, bad, message = HOSTILE[how]
+    index = {x: getattr(grid, x).clone() for x in ("grid", "image_offsets")}
+    index[name][place] = value
+    op, backward = torch.ops.keye_ops.merge_norm, torch.ops.keye_ops.merge_norm_backward
+    if dispatch.kernel_device(inputs[0]) == "cpu":
+        with pytest.raises(RuntimeError, match=r"merge_norm: .*must"):
+            op(*inputs, *index.values())
+        return
+    is_bad = torch.zeros(grid.total_merged, dtype=torch.bool, device=device)
+    is_bad[list(bad)] = True
+    want = merge_norm("registered", *inputs, grid)
+    keye_ops.check_errors()
+    actual = op(*inputs, *index.values())
+    assert not actual[is_bad].any()
+    assert torch.equal(actual[~is_bad], want[~is_bad])
+    with pytest.raises(RuntimeError, match=r"^merge_norm: ") as raised:
+        keye_ops.check_errors()
+    assert message in str(raised.value)
+
+    # A bad token's patches have zero gradients, and no part in those of the parameters.
+    dout = torch.randn(actual.shape, generator=torch.Generator()).to(device, dtype)
+    options = (2, False, 1e-5)
+    grads = backward(dout, *inputs[:2], *index.values(), *options)
+    with pytest.raises(RuntimeError, match=r"^merge_norm: ") as raised:
+        keye_ops.check_errors()
+    assert message in str(raised.value)
+    good = dout.masked_fill(is_bad[:, None], 0)
+    wanted = backward(good, *inputs[:2], grid.grid, grid.image_offsets, *options)
+    torch.testing.assert_close(grads, wanted)
+    keye_ops.check_errors()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_image_on_a_device(form, device):
+    inputs = make(8, form, torch.float32, device=device)
+    if dispatch.kernel_device(inputs[0]) == "cpu":
+        pytest.skip("the CPU refuses it")
+    integers = {"dtype": torch.int32, "device": device}
+    index = [torch.zeros(shape, **integers) for shape in ((0, 3), (1,))]
+    dispatch.use_native("merge_norm", inputs[0])
+    assert not torch.ops.keye_ops.merge_norm(*inputs, *index).any()
+    with pytest.raises(RuntimeError, match="merge_norm: image_offsets must be the sums"):
+        keye_ops.check_errors()
+
+
+def test_an_image_among_many(device):
+    """More images than the lanes of a warp, squared: the search takes several steps."""
+    grid = PackedGrid.from_grid_thw([(1, 2, 2 + 2 * (i % 3)) for i in range(1100)], device=device)
+    x, weight, bias = make(grid.total, "1.5", torch.float32, hidden=4, device=device)
+    compare("registered", (x, weight, bias), grid)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_random_grids_on_a_device(form, device):
+    grid = PackedGrid.from_grid_thw(IMAGES * 3, device=device)
+    inputs = make(grid.total, form, torch.float32, hidden=8, device=device)
+    if dispatch.kernel_device(inputs[0]) == "cpu":
+        pytest.skip("the CPU refuses them")
+    want = merge_norm("registered", *inputs, grid)
+    numbers = random.Random(0)
+    for _ in range(30):
+        index = [grid.grid.clone(), grid.image_offsets.clone()]
+        for _ in range(numbers.randint(1, 6)):
+            flat = numbers.choice(index).view(-1)
+            limit = numbers.choice([1, 5, 100, 2**31])
+            flat[numbers.randrange(len(flat))] = numbers.randint(-limit, limit - 1)
+        actual = torch.ops.keye_ops.merge_norm(*inputs, *index)
+        assert actual.isfinite().all()
+        same = (actual == want).all(1) | (actual == 0).all(1)
+        if torch.equal(index[1], grid.image_offsets):  # a grid with its offsets is right or zeros
+            others = (index[0] == grid.grid).all(1)
+            owners = torch.bucketize(
+                torch.arange(grid.total_merged, device=device) * 4, index[1][1:], right=True
+            )
+            assert same[others[owners]].all()
+    with pytest.raises(RuntimeError, match=r"^merge_norm: "):
+        keye_ops.check_errors()
 
 
 # ---- every instruction set ----
