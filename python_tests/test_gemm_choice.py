@@ -1,9 +1,11 @@
 """What ops tell their fused GEMMs, and when they run torch's; by a stand-in for the GEMMs."""
 
+import runpy
+
 import pytest
 import torch
 import torch.nn.functional as F
-from host_cuda import fused_gemms, take_reports, unavailable
+from host_cuda import ROOT, fused_gemms, take_reports, unavailable
 from tolerance import assert_within_twice
 
 import keye_ops
@@ -176,3 +178,38 @@ def test_patch_embed_of_fp32_is_not_fused():
 @pytest.mark.parametrize("hidden", [8, 136])
 def test_patch_embed_of_any_width_is_fused(hidden):
     assert patch_embed(PATCHES, hidden=hidden)
+
+
+# ---- the headers ----
+
+
+@pytest.fixture
+def setup(monkeypatch):
+    """The functions of setup.py, which builds nothing."""
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    monkeypatch.setenv("KEYE_OPS_NO_EXT", "1")
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+def find_cutlass(setup, folder):
+    find = setup["find_cutlass"]
+    find.__globals__["find_package"] = {"cutlass_library": folder}.get
+    return find()
+
+
+def test_without_cutlass_gemms_are_those_of_torch(setup, tmp_path):
+    for folder in (None, tmp_path):
+        include, text = find_cutlass(setup, folder)
+        assert include is None
+        assert text.startswith("torch's: built without CUTLASS")
+
+
+@pytest.mark.parametrize(("version", "is_good"), [((4, 2, 0), True), ((4, 1, 9), False)])
+def test_cutlass_must_be_new_enough(setup, version, is_good, tmp_path):
+    header = tmp_path / "source" / "include" / "cutlass" / "version.h"
+    header.parent.mkdir(parents=True)
+    parts = zip(("MAJOR", "MINOR", "PATCH"), version, strict=True)
+    header.write_text("".join(f"#define CUTLASS_{name} {part}\n" for name, part in parts))
+    include, text = find_cutlass(setup, tmp_path)
+    assert include == (header.parents[1] if is_good else None)
+    assert ".".join(map(str, version)) in text
