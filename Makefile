@@ -45,7 +45,11 @@ mutation: $(VENV)/.dev
 	$(BIN)/python python_tests/host_cuda.py
 	$(BIN)/python python_tests/mutation/run.py --at-least 60 \
 		--sources csrc/rope/rope.cuh csrc/common/vec.cuh csrc/host_executor/selftest/*.cuh \
+		csrc/common/norm_row.cuh csrc/common/added_rows.cuh csrc/merge_norm/merge_norm.cuh \
 		--test "host_cuda_rope.so:$(BIN)/python python_tests/fault_probe.py --strict rope" \
+		--test "host_cuda_merge_norm.so:$(BIN)/python python_tests/fault_probe.py --strict merge_norm" \
+		--test "host_cuda_add_layer_norm.so:$(BIN)/python python_tests/fault_probe.py --strict add_layer_norm" \
+		--test "host_cuda_add_rms_norm.so:$(BIN)/python python_tests/fault_probe.py --strict add_rms_norm" \
 		--test "host_cuda_selftest.so:$(BIN)/python python_tests/fault_probe.py --strict $(SELFTEST_KERNELS)" \
 		--json build/mutation.json --report build/mutation.md $(ARGS)
 
