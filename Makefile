@@ -45,10 +45,16 @@ faults: $(VENV)/.dev
 mutation: $(VENV)/.dev
 	$(BIN)/python python_tests/host_cuda.py
 	$(BIN)/python python_tests/mutation/run.py --at-least 60 \
-		--sources csrc/rope/rope.cuh csrc/linear_gelu/linear_gelu.cuh csrc/common/vec.cuh \
-		csrc/host_executor/selftest/*.cuh \
+		--sources csrc/rope/rope.cuh csrc/linear_gelu/linear_gelu.cuh csrc/patch_embed/patch_embed.cuh \
+		csrc/patchify/patchify.cuh csrc/merge_norm/merge_norm.cuh csrc/common/norm_row.cuh \
+		csrc/common/added_rows.cuh csrc/common/vec.cuh csrc/host_executor/selftest/*.cuh \
 		--test "host_cuda_rope.so:$(BIN)/python python_tests/fault_probe.py --strict rope" \
 		--test "host_cuda_linear_gelu.so:$(BIN)/python python_tests/fault_probe.py --strict linear_gelu" \
+		--test "host_cuda_patch_embed.so:$(BIN)/python python_tests/fault_probe.py --strict patch_embed" \
+		--test "host_cuda_patchify.so:$(BIN)/python python_tests/fault_probe.py --strict patchify" \
+		--test "host_cuda_merge_norm.so:$(BIN)/python python_tests/fault_probe.py --strict merge_norm" \
+		--test "host_cuda_add_layer_norm.so:$(BIN)/python python_tests/fault_probe.py --strict add_layer_norm" \
+		--test "host_cuda_add_rms_norm.so:$(BIN)/python python_tests/fault_probe.py --strict add_rms_norm" \
 		--test "host_cuda_selftest.so:$(BIN)/python python_tests/fault_probe.py --strict $(SELFTEST_KERNELS)" \
 		--json build/mutation.json --report build/mutation.md $(ARGS)
 

@@ -753,11 +753,11 @@ MERGE_NORM = _of(
         "true;",
         "out_of_bounds",
     ),
-    ("image where there is none", "if (params.num_images == 0) {", "if (false) {", "out_of_bounds"),
+    ("image where there is none", "if (params.num_images == 0) {", "if (false) {", "wrong numbers"),
     (
-        "search past the last image",
-        "mine < count && params.image_offsets[first + mine] <= patch",
+        "search past the last offset",
         "params.image_offsets[first + mine] <= patch",
+        "params.image_offsets[first + mine + 2] <= patch",
         "out_of_bounds",
     ),
     (

@@ -15,6 +15,8 @@ constexpr int64_t kNormMaxWidth = int64_t{1} << 20;  // values of a row
 constexpr int64_t kNormMaxPartials = 384;
 constexpr int64_t kNormMaxBlocks = 8192;  // of a forward
 
+constexpr int kNormTeams = 4;  // of a block, where a team is one warp
+
 struct NormLaunch {
   NormPlan plan;
   LaunchShape shape;

@@ -16,8 +16,6 @@ constexpr int kNormChunks = 5;
 // Of a team. NOTE: as many as fit with the 168 registers that the backward needs.
 constexpr int kNormMaxWarps = 12;
 constexpr int kNormMaxThreads = kNormMaxWarps * kWarpSize;
-// Of a block where a team is one warp.
-constexpr int kNormTeams = 4;
 
 enum class NormKind { kLayer, kRms };
 
