@@ -158,7 +158,7 @@ def linear_gelu(
     """GELU(x @ weight.T + bias).
 
     Keye-VL's projector has the exact, erf-based GELU; its vision tower the approximation by tanh.
-    Under autocast the inputs are cast as those of a linear layer are. On a GPU bf16 runs as one GEMM
+    Under autocast the inputs are cast as those of a linear layer are. On a GPU bf16 is one GEMM
     unless gradients are needed; ``KEYE_OPS_GEMM=torch`` in the environment forbids it.
 
     Args:
