@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import host_cuda
-from fault_list import FAULTS, SOURCES, Fault
+from fault_list import FAULTS, SOURCES
 from mutation.build import Project, Workspace
+from planted_fault import Fault
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,8 +8,8 @@ import host_cuda
 import planted_faults
 import pytest
 import torch
-from fault_list import Fault
 from mutation.build import Project, Workspace
+from planted_fault import Fault
 
 import keye_ops
 

@@ -82,7 +82,8 @@ KEYE_DEVICE void team_sum(const NormTeam& team, int scratch_idx, float (&values)
 
   // NOTE: one barrier a sum is enough, as no scratch serves two sums in a row: who writes one again
   // has passed the barrier that comes after all reads of it.
-  float* scratch = reinterpret_cast<float*>(shared_memory()) + scratch_idx * 2 * kNormMaxWarps;
+  const int offset = scratch_idx * 2 * kNormMaxWarps;
+  float* scratch = reinterpret_cast<float*>(shared_memory()) + offset;
   if (team.thread % kWarpSize == 0) {
 #pragma unroll
     for (int j = 0; j < kCount; j++) scratch[team.thread / kWarpSize * kCount + j] = values[j];
@@ -149,7 +150,8 @@ struct LaneShelf {
     first_byte = begin + (warp * kChunks * kWarpSize + thread_idx() % kWarpSize) * kVectorBytes;
   }
   KEYE_DEVICE unsigned char* place(int i) const {
-    return shared_memory() + first_byte + i * kWarpSize * kVectorBytes;
+    const int offset = first_byte + i * kWarpSize * kVectorBytes;
+    return shared_memory() + offset;
   }
   KEYE_DEVICE void fetch(int i, const void* memory) const {
     ptx::cp_async_cg(shared_address(place(i)), memory);
@@ -346,7 +348,8 @@ KEYE_DEVICE void add_teams(const NormTeam& team, int num_teams, float* sums,
         // Groups of four values lie a lane apart, so that lanes meet in no bank.
 #pragma unroll
         for (int v = 0; v < kVec; v += 4) {
-          float* place = sums + (((i * kVec + v) / 4) * kWarpSize + team.thread) * 4;
+          const int offset = (((i * kVec + v) / 4) * kWarpSize + team.thread) * 4;
+          float* place = sums + offset;
           float four[4] = {values[i][v], values[i][v + 1], values[i][v + 2], values[i][v + 3]};
           if (turn > 0) add_partial(place, four);
           if (turn < num_teams - 1) store_vector(place, four);

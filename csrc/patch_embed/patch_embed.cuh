@@ -38,7 +38,8 @@ KEYE_DEVICE void load_words(const unsigned char* source, int num_bytes, uint32_t
 #pragma unroll
     for (int i = 0; i < kWords; i += kStep) {
       PackWord<kBytes> word = {};
-      if (4 * i < num_bytes) word = load_bytes<PackWord<kBytes>>(source + 4 * i);
+      const int at = 4 * i;
+      if (at < num_bytes) word = load_bytes<PackWord<kBytes>>(source + at);
 #pragma unroll
       for (int j = 0; j < kStep; j++) words[i + j] = word.values[j];
     }
@@ -240,7 +241,7 @@ struct GradEntry {
 };
 
 struct GradShared {
-  int64_t bounds[8];  // of the runs in sorted_cells: begin, end, begin, ...
+  int64_t bounds[4][2];  // of the runs in sorted_cells: begin and end
   GradEntry entries[kGradThreads];
 };
 
@@ -290,13 +291,13 @@ patch_embed_dtable_kernel(KEYE_PARAMS GradKernelParams kernel_params) {
     const int run = thread_idx() / 2, up = run / 2, left = run % 2;
     const bool exists = row >= up && column >= left;
     const int64_t cell = (row - up) * params.side + column - left + thread_idx() % 2;
-    shared.bounds[thread_idx()] = exists ? patches_before(params, cell) : 0;
+    shared.bounds[run][thread_idx() % 2] = exists ? patches_before(params, cell) : 0;
   }
   syncthreads();
   int64_t ends[4], length = 0;  // ends of the runs in the list of all
 #pragma unroll
   for (int run = 0; run < 4; run++) {
-    length += shared.bounds[2 * run + 1] - shared.bounds[2 * run];
+    length += shared.bounds[run][1] - shared.bounds[run][0];
     ends[run] = length;
   }
   const int64_t begin = length * part / params.num_parts;
@@ -313,7 +314,7 @@ patch_embed_dtable_kernel(KEYE_PARAMS GradKernelParams kernel_params) {
     if (i < end) {
       const int run = (i >= ends[0]) + (i >= ends[1]) + (i >= ends[2]);
       const int64_t run_begin = run == 0 ? 0 : run == 1 ? ends[0] : run == 2 ? ends[1] : ends[2];
-      const int64_t patch = params.order[shared.bounds[2 * run] + i - run_begin];
+      const int64_t patch = params.order[shared.bounds[run][0] + i - run_begin];
       shared.entries[thread_idx()] = {patch,
                                       share_of_row(params, run / 2, run % 2, row == params.side - 1,
                                                    column == params.side - 1, patch)};
@@ -345,7 +346,7 @@ patch_embed_dtable_kernel(KEYE_PARAMS GradKernelParams kernel_params) {
   float rounded[kVec];
 #pragma unroll
   for (int v = 0; v < kVec; v++) rounded[v] = static_cast<float>(total[v]);
-  const int64_t place = table_row * params.hidden + chunk * kVec;
+  const int64_t place = table_row * params.hidden + int64_t{chunk} * kVec;
   if (params.partials == nullptr) {
     store_vector(static_cast<T*>(params.dtable) + place, rounded);
     return;
