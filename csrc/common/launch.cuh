@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "common/dtype.h"
 #include "common/error.h"
 #include "common/error_word.h"
 
@@ -136,6 +137,25 @@ void launch(const char* op, void (*kernel)(Params), const LaunchShape& shape, in
   KEYE_CHECK(shape.num_threads >= 1 && shape.num_threads <= kMaxBlockThreads, op,
              ": a block takes 1 to ", kMaxBlockThreads, " threads, got ", shape.num_threads);
   launch_checked(op, kernel, shape, device_index, params);
+}
+
+// ---- what every launcher needs ----
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Calls f with a value of the C++ type of a dtype that kernels take.
+template <class F>
+void with_cuda_type_of(const char* op, Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::kFloat:
+      return f(float{});
+    case Dtype::kHalf:
+      return f(Half{});
+    case Dtype::kBFloat16:
+      return f(BFloat16{});
+    case Dtype::kDouble:
+      KEYE_CHECK(false, op, ": dtype on CUDA must be fp32, fp16 or bf16, got torch.float64");
+  }
 }
 
 }  // namespace keye_ops

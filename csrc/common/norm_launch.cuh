@@ -41,15 +41,15 @@ NormLaunch norm_launch(const char* op, int64_t num_rows, int64_t width, int num_
   launch.plan.eps = static_cast<float>(eps);
 
   constexpr int kWarpChunks = kWarpSize * kNormChunks;
-  const int wanted = (launch.plan.num_chunks + kWarpChunks - 1) / kWarpChunks;
+  const int wanted = static_cast<int>(ceil_div(launch.plan.num_chunks, kWarpChunks));
   launch.in_registers = wanted <= kNormMaxWarps;
   launch.plan.num_warps = std::min(wanted, kNormMaxWarps);
   const int teams = launch.plan.num_warps == 1 ? kNormTeams : 1;
   launch.plan.num_teams = teams;
   LaunchShape& shape = launch.shape;
   shape.num_threads = teams * launch.plan.num_warps * kWarpSize;
-  const int64_t blocks = (num_rows + teams - 1) / teams;
-  shape.num_blocks = num_partials > 0 ? num_partials : std::min(blocks, kNormMaxBlocks);
+  shape.num_blocks =
+      num_partials > 0 ? num_partials : std::min(ceil_div(num_rows, teams), kNormMaxBlocks);
   launch.plan.all_teams = static_cast<int>(shape.num_blocks) * teams;
   const int shelf_bytes = shape.num_threads * kNormChunks * kVectorBytes;
   shape.shared_bytes =
@@ -71,21 +71,6 @@ void check_norm_rows(const char* op, const char* name, const void* pointer, int6
   KEYE_CHECK(address % kVectorBytes == 0 && bytes % kVectorBytes == 0, op, ": rows of ", name,
              " must start at multiples of 16 bytes on CUDA, got address ", address, " and stride ",
              bytes);
-}
-
-// Calls f with a value of the C++ type.
-template <class F>
-void with_cuda_type_of(const char* op, Dtype dtype, const F& f) {
-  switch (dtype) {
-    case Dtype::kFloat:
-      return f(float{});
-    case Dtype::kHalf:
-      return f(Half{});
-    case Dtype::kBFloat16:
-      return f(BFloat16{});
-    case Dtype::kDouble:
-      KEYE_CHECK(false, op, ": dtype on CUDA must be fp32, fp16 or bf16, got torch.float64");
-  }
 }
 
 }  // namespace keye_ops

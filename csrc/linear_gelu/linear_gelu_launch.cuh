@@ -2,9 +2,6 @@
 // executor.
 #pragma once
 
-#include <algorithm>
-
-#include "common/dtype.h"
 #include "common/launch.cuh"
 #include "linear_gelu/linear_gelu.cuh"
 
@@ -13,9 +10,8 @@ namespace keye_ops {
 template <class T, bool kTanh, bool kBackward>
 void launch_linear_gelu_pass_of(const LinearGeluParams& params, int device_index) {
   constexpr int64_t kBlock = kVectorSize<T> * kLinearGeluThreads * kLinearGeluVectors;
-  const int64_t num_blocks = (params.numel + kBlock - 1) / kBlock;
-  launch("linear_gelu", &linear_gelu_kernel<T, kTanh, kBackward>, {num_blocks, kLinearGeluThreads},
-         device_index, params);
+  launch("linear_gelu", &linear_gelu_kernel<T, kTanh, kBackward>,
+         {ceil_div(params.numel, kBlock), kLinearGeluThreads}, device_index, params);
 }
 
 template <class T>
@@ -30,16 +26,9 @@ void launch_linear_gelu_pass_of(const LinearGeluParams& params, int device_index
 }
 
 inline void launch_linear_gelu_pass(const LinearGeluParams& params, Dtype dtype, int device_index) {
-  switch (dtype) {
-    case Dtype::kFloat:
-      return launch_linear_gelu_pass_of<float>(params, device_index);
-    case Dtype::kHalf:
-      return launch_linear_gelu_pass_of<Half>(params, device_index);
-    case Dtype::kBFloat16:
-      return launch_linear_gelu_pass_of<BFloat16>(params, device_index);
-    case Dtype::kDouble:
-      KEYE_CHECK(false, "linear_gelu: dtype on CUDA must be fp32, fp16 or bf16, got torch.float64");
-  }
+  with_cuda_type_of("linear_gelu", dtype, [&](auto type) {
+    launch_linear_gelu_pass_of<decltype(type)>(params, device_index);
+  });
 }
 
 }  // namespace keye_ops

@@ -5,7 +5,6 @@
 #include <numeric>
 #include <optional>
 
-#include "common/dtype.h"
 #include "common/launch.cuh"
 #include "patch_embed/patch_embed.cuh"
 
@@ -14,22 +13,6 @@ namespace keye_ops {
 constexpr int64_t kPartPatches = 8192;                  // that are worth another part of the sums
 constexpr int64_t kPartialBytes = int64_t{64} << 20;    // of all parts
 constexpr int64_t kMaxPackedValues = int64_t{1} << 24;  // of a patch
-
-constexpr int64_t ceil_divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <class F>
-void with_cuda_type_of(Dtype dtype, const F& f) {
-  switch (dtype) {
-    case Dtype::kFloat:
-      return f(float{});
-    case Dtype::kHalf:
-      return f(Half{});
-    case Dtype::kBFloat16:
-      return f(BFloat16{});
-    case Dtype::kDouble:
-      KEYE_CHECK(false, "patch_embed: dtype on CUDA must be fp32, fp16 or bf16, got torch.float64");
-  }
-}
 
 // ---- pixels to rows ----
 
@@ -58,9 +41,8 @@ void launch_pack_of(const PixelRowsParams& params, int device_index) {
   kernel_params.pixel_word =
       row_word(params.pixels, params.pixel_stride * pixel_size, params.inner * pixel_size);
   kernel_params.weight_word = row_word(params.weight, params.inner * size, params.inner * size);
-  kernel_params.num_pixel_blocks = ceil_divided(params.total, kPackRows);
-  const int64_t weight_blocks =
-      params.weight == nullptr ? 0 : ceil_divided(params.hidden, kPackRows);
+  kernel_params.num_pixel_blocks = ceil_div(params.total, kPackRows);
+  const int64_t weight_blocks = params.weight == nullptr ? 0 : ceil_div(params.hidden, kPackRows);
   const int64_t num_blocks = kernel_params.num_pixel_blocks + weight_blocks;
   if (num_blocks == 0) return;
   launch("patch_embed", &patch_embed_pack_kernel<P, T>, {num_blocks, kPackThreads}, device_index,
@@ -72,7 +54,7 @@ inline void launch_pack(const PixelRowsParams& params, std::optional<Dtype> pixe
                         int device_index) {
   KEYE_CHECK(!pixels || *pixels == rows || *pixels == Dtype::kFloat,
              "patch_embed: pixels packed on CUDA must be uint8, fp32 or of the weight's dtype");
-  with_cuda_type_of(rows, [&](auto row) {
+  with_cuda_type_of("patch_embed", rows, [&](auto row) {
     using T = decltype(row);
     if (!pixels) return launch_pack_of<uint8_t, T>(params, device_index);
     if (*pixels == rows) return launch_pack_of<T, T>(params, device_index);
@@ -97,11 +79,11 @@ inline void check_hidden(const PatchEmbedParams& params, int vector) {
 inline void launch_add_positions(const PatchEmbedParams& given, Dtype dtype, int device_index) {
   PatchEmbedParams params = given;
   params.error_word = error_word(device_index);
-  with_cuda_type_of(dtype, [&](auto type) {
+  with_cuda_type_of("patch_embed", dtype, [&](auto type) {
     using T = decltype(type);
     check_hidden(params, kVectorSize<T>);
     launch("patch_embed", &patch_embed_positions_kernel<T>,
-           {ceil_divided(params.total, kPositionRows), kPositionThreads,
+           {ceil_div(params.total, kPositionRows), kPositionThreads,
             kPositionRows * sizeof(PatchTaps<float>)},
            device_index, params);
   });
@@ -113,7 +95,7 @@ inline void launch_cells(const PatchEmbedParams& given, int device_index) {
   KEYE_CHECK(params.side <= 46340, "patch_embed: position_embedding on CUDA must have fewer than ",
              "2**31 rows, got ", params.side * params.side);
   launch("patch_embed", &patch_embed_cells_kernel,
-         {ceil_divided(params.total, kCellThreads), kCellThreads}, device_index, params);
+         {ceil_div(params.total, kCellThreads), kCellThreads}, device_index, params);
 }
 
 // Into how many parts the sums of all rows are cut, so that no block goes through too many patches;
@@ -125,14 +107,13 @@ inline int64_t patch_embed_num_parts(const PatchEmbedParams& params) {
 }
 
 inline void launch_dtable(const PatchEmbedParams& params, Dtype dtype, int device_index) {
-  with_cuda_type_of(dtype, [&](auto type) {
+  with_cuda_type_of("patch_embed", dtype, [&](auto type) {
     using T = decltype(type);
     check_hidden(params, kVectorSize<T>);
     const int64_t num_chunks = params.hidden / kVectorSize<T>;
     GradKernelParams kernel_params{params, 0, 0};
-    kernel_params.num_slices = static_cast<int>(ceil_divided(num_chunks, kGradThreads));
-    kernel_params.slice_chunks =
-        static_cast<int>(ceil_divided(num_chunks, kernel_params.num_slices));
+    kernel_params.num_slices = static_cast<int>(ceil_div(num_chunks, kGradThreads));
+    kernel_params.slice_chunks = static_cast<int>(ceil_div(num_chunks, kernel_params.num_slices));
     const int64_t num_blocks =
         kernel_params.num_slices * params.side * params.side * params.num_parts;
     launch("patch_embed", &patch_embed_dtable_kernel<T>,

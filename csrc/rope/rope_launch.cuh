@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "common/dtype.h"
 #include "common/launch.cuh"
 #include "rope/rope.cuh"
 
@@ -12,8 +11,6 @@ namespace keye_ops {
 constexpr int kRopeWarpsPerBlock = kRopeThreads / kWarpSize;
 constexpr int64_t kRopeWantedWarps = 8192;  // enough to fill the largest GPU several times over
 constexpr int kRopeMaxPartials = 2048;
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One row for every warp of whole blocks, whatever the GPU: the order of the sums is part of the
 // result.
@@ -77,16 +74,8 @@ void launch_rope(const RopeParams& params, int device_index) {
 
 template <RopeMode kMode>
 void launch_rope_of_dtype(const RopeParams& params, Dtype dtype, int device_index) {
-  switch (dtype) {
-    case Dtype::kFloat:
-      return launch_rope<float, kMode>(params, device_index);
-    case Dtype::kHalf:
-      return launch_rope<Half, kMode>(params, device_index);
-    case Dtype::kBFloat16:
-      return launch_rope<BFloat16, kMode>(params, device_index);
-    case Dtype::kDouble:
-      KEYE_CHECK(false, "rope: dtype on CUDA must be fp32, fp16 or bf16, got torch.float64");
-  }
+  with_cuda_type_of("rope", dtype,
+                    [&](auto type) { launch_rope<decltype(type), kMode>(params, device_index); });
 }
 
 inline void launch_rope_forward(const RopeParams& params, Dtype dtype, int device_index) {
