@@ -247,6 +247,7 @@ ORACLES = {
     "votes": votes,
     "reductions": reductions,
     "barriers": barriers,
+    "forget": lambda t, words: words,
     "ex2_approx_ftz": approximation(np.exp2),
     "rcp_approx_ftz": approximation(lambda x: 1 / x),
     "rsqrt_approx_ftz": approximation(lambda x: 1 / np.sqrt(x)),

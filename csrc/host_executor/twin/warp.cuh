@@ -122,6 +122,13 @@ conversion_kernel(KEYE_PARAMS TwinParams params) {
   }
 }
 
+// Words stay as they are.
+KEYE_KERNEL(kWarpSize, 1) forget_kernel(KEYE_PARAMS TwinParams params) {
+  uint32_t word = params.in[thread_idx()];
+  ptx::forget(word);
+  params.out[thread_idx()] = word;
+}
+
 inline void add_warp_twins(Twins& twins) {
   Twin indices{"indices", &indices_kernel, 1, 12 * 64 * 4};
   indices.num_threads = 64;
@@ -138,6 +145,7 @@ inline void add_warp_twins(Twins& twins) {
   unary("rcp_approx_ftz", &approximation_kernel<Rcp>, "ulp1");
   unary("rsqrt_approx_ftz", &approximation_kernel<RsqrtFtz>, "ulp2");
   unary("rsqrt_of", &approximation_kernel<Rsqrt>, "ulp2");
+  twins.push_back({"forget", &forget_kernel, kWarpSize, kWarpSize});
   unary("cvt_rn_x2 bf16", &conversion_kernel<BFloat16>, "exact");
   unary("cvt_rn_x2 fp16", &conversion_kernel<Half>, "exact");
 }
