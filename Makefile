@@ -17,8 +17,9 @@ SELFTEST_KERNELS := gemm_mma gemm_wgmma cluster_sum row_sums
 demo: $(VENV)/.package
 	$(BIN)/keye-ops demo $(ARGS)
 
+# In as many processes as there are cores; ARGS="-n 0" runs them in one.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 # The CPU library once more, with the address and undefined behaviour sanitizers.
 sanitize: $(VENV)/.dev

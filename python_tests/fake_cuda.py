@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from host_cuda import alone_in
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from keye_ops import dispatch
@@ -30,14 +31,14 @@ def unavailable() -> str | None:
     source = Path(__file__).with_name("cuda_guard.cpp")
     package = Path(torch.__file__).parent
     library = ROOT / "build" / "fake_cuda" / f"cuda_guard-{torch.__version__}.so"
-    library.parent.mkdir(parents=True, exist_ok=True)
-    if not library.exists():
-        command = [compiler, "-std=c++20", "-shared", "-fPIC", source, "-o", library]
-        abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
-        command += ["-isystem", package / "include", abi, f"-L{package / 'lib'}", "-lc10"]
-        result = subprocess.run(list(map(str, command)), capture_output=True, check=False)
-        if result.returncode != 0:
-            return f"the device guard does not compile: {result.stderr.decode()[-300:]}"
+    with alone_in(library.parent):
+        if not library.exists():
+            command = [compiler, "-std=c++20", "-shared", "-fPIC", source, "-o", library]
+            abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"
+            command += ["-isystem", package / "include", abi, f"-L{package / 'lib'}", "-lc10"]
+            result = subprocess.run(list(map(str, command)), capture_output=True, check=False)
+            if result.returncode != 0:
+                return f"the device guard does not compile: {result.stderr.decode()[-300:]}"
     ctypes.CDLL(str(library))
     return None
 

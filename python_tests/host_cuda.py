@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import importlib
 import importlib.util
@@ -83,12 +84,22 @@ def build() -> Path:
         *cutlass_settings(),
     ]
     jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-    for command in (configure, ["cmake", "--build", BUILD, "--parallel", jobs]):
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            output = result.stdout + result.stderr
-            raise RuntimeError(f"the host executor must build, got:\n{output}")
+    with alone_in(BUILD):
+        for command in (configure, ["cmake", "--build", BUILD, "--parallel", jobs]):
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            if result.returncode != 0:
+                output = result.stdout + result.stderr
+                raise RuntimeError(f"the host executor must build, got:\n{output}")
     return BUILD
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """No other process is in such a block of the folder's: tests run in several."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @functools.cache

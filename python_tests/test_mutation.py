@@ -77,6 +77,8 @@ def test_each_operator(code, expected):
         "for (auto i : x) i->a = b;",
         "Guard guard(x);",
         "return f(x);",
+        "ptx::forget(x);",
+        "forget_unpacked(held);",
         "using Row = Vector<float, 4 + 2>;",
     ],
 )

@@ -412,7 +412,8 @@ KEYE_DEVICE void norm_backward(const NormPlan& plan, const Rows& rows) {
     dy.wait();
 
     // The parameters' gradients, and the means that dx needs.
-    float sums[kLayer ? 2 : 1] = {};
+    constexpr int kSums = kLayer ? 2 : 1;
+    float sums[kSums] = {};
     for_each([&](int i, int chunk, bool mine) {
       const int64_t d = int64_t{chunk} * kVec;
       float normed[kVec], grad[kVec], w[kVec];
@@ -447,7 +448,7 @@ KEYE_DEVICE void norm_backward(const NormPlan& plan, const Rows& rows) {
     forget_unpacked(x);
     team_sum(team, 2, sums);
     const float correlation = sums[0] / size;
-    const float mean = kLayer ? sums[kLayer ? 1 : 0] / size : 0.0f;
+    const float mean = sums[kSums - 1] / size;  // only a LayerNorm has one
 
     for_each([&](int i, int chunk, bool mine) {
       const int64_t d = int64_t{chunk} * kVec;

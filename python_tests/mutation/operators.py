@@ -43,6 +43,8 @@ BINARY = {
 EXTREMES = {"min": "max", "max": "min", "fminf": "fmaxf", "fmaxf": "fminf"}
 # What follows them in parentheses has no effect on the host, or only on whether it compiles.
 DECLARATIONS = ("static_assert", "alignas", "__attribute__", "__launch_bounds__", "KEYE_KERNEL")
+# Calls that only tell the compiler what to hold in registers.
+HINTS = ("forget", "forget_unpacked")
 KEYWORDS = ("return", "if", "for", "while", "switch", "else", "do", "using", "case", "sizeof")
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
@@ -243,6 +245,9 @@ def _calls(source: Source) -> Iterator[Mutation]:
             continue
         index, called = start + 1, False
         while source.at(index) != ";":
+            if source.at(index) == "(" and source.at(index - 1) in HINTS:
+                called = False
+                break
             if source.at(index) in (".", "->", "::"):
                 index, called = index + 2, False
             elif source.at(index) == "<" and (end := source.template_end(index)) is not None:
