@@ -95,7 +95,7 @@ def random_rope_case(rng):
         rows_per_item=int(rng.integers(1, sum(heads) + 1)),
         grid=int(rng.integers(1, 4)),
         largest_position=int(rng.choice([1, 100, 5000, rope_probe.MAX_POSITION])),
-        hostile=bool(rng.integers(8) == 0),
+        hostile=tuple(each for each in rope_probe.HOSTILE if rng.integers(16) == 0),
     )
 
 
