@@ -57,6 +57,7 @@ mutation: $(VENV)/.dev
 		--test "host_cuda_add_layer_norm.so:$(BIN)/python python_tests/fault_probe.py --strict add_layer_norm" \
 		--test "host_cuda_add_rms_norm.so:$(BIN)/python python_tests/fault_probe.py --strict add_rms_norm" \
 		--test "host_cuda_selftest.so:$(BIN)/python python_tests/fault_probe.py --strict $(SELFTEST_KERNELS)" \
+		--equivalent python_tests/mutation/equivalent.json \
 		--json build/mutation.json --report build/mutation.md $(ARGS)
 
 # Registers, spills and instructions of every CUDA kernel, as checked in.

@@ -164,6 +164,19 @@ def test_a_test_that_sees_nothing_kills_nothing(toy):
     assert (toy / "out.md").read_text().count("+  return ") == 3
 
 
+def test_a_mutant_argued_away_does_not_count_unless_it_is_killed(toy):
+    lines = {"before": "return 2 * x + 3;", "after": "return 3 * x + 3;", "reason": "none"}
+    (toy / "equivalent.json").write_text(json.dumps([{"file": "csrc/toy/toy.cuh", **lines}]))
+    options = ("--equivalent", toy / "equivalent.json")
+    _, facts = run(toy, LOAD, *options)
+    outcomes = [mutant["outcome"] for mutant in facts["mutants"]]
+    assert (facts["counted"], outcomes.count("argued to be equivalent")) == (5, 1)
+    result, facts = run(toy, f"{LOAD}; {THOROUGH}", *options)
+    assert result.returncode == 1
+    assert "argued to be equivalent was killed" in result.stderr
+    assert (facts["counted"], facts["share"]) == (5, 1.0)
+
+
 def test_the_same_seed_gives_the_same_mutants(toy):
     samples = [run(toy, LOAD, "--sample", "2", "--seed", seed)[1]["mutants"] for seed in "112"]
     diffs = [[mutant["diff"] for mutant in sample] for sample in samples]

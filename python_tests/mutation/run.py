@@ -4,6 +4,9 @@
 mutant as the host executor's build would, and runs the tests with ``KEYE_OPS_HOST_CUDA_DIR`` set to
 a folder with the mutated libraries. A mutant that does not compile, or compiles to the same code,
 does not count; one that the tests pass survives, for whatever reason.
+
+A file of ``--equivalent`` mutants argues of some that they cannot change a result. They do not
+count either, and the run fails when one of them is killed, for then the argument is wrong.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from mutation.operators import Mutation, mutations  # noqa: E402
 
 VARIABLE = "KEYE_OPS_HOST_CUDA_DIR"
 BROKEN, SAME, KILLED, SURVIVED = "does not compile", "same code", "killed", "survived"
+EQUIVALENT, REFUTED = "argued to be equivalent", "argued to be equivalent, but killed"
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,11 @@ class Runner:
 
 
 def try_mutants(
-    runner: Runner, candidates: list[tuple[Path, Mutation]], sample: int, num_workers: int
+    runner: Runner,
+    candidates: list[tuple[Path, Mutation]],
+    sample: int,
+    num_workers: int,
+    equivalents: Sequence[Equivalent] = (),
 ) -> list[Result]:
     """Try candidates in their order until enough of them count."""
     results, counted = [], 0
@@ -191,7 +199,7 @@ def try_mutants(
     ):
         futures = [pool.submit(runner.run, *candidate) for candidate in candidates]
         for future in futures:
-            results.append(future.result())
+            results.append(judge(future.result(), equivalents))
             if results[-1].outcome in (KILLED, SURVIVED):
                 counted += 1
                 progress.update()
@@ -201,13 +209,40 @@ def try_mutants(
     return results
 
 
+@dataclass(frozen=True)
+class Equivalent:
+    """A mutant that cannot change a result: its line before and after, stripped, and why."""
+
+    file: str
+    before: str
+    after: str
+    reason: str
+
+    def judge(self, result: Result) -> Result:
+        """The result, as it counts when this is its mutant."""
+        if result.outcome not in (KILLED, SURVIVED):
+            return result
+        outcome = EQUIVALENT if result.outcome == SURVIVED else REFUTED
+        return replace(result, outcome=outcome, reason=result.reason or self.reason)
+
+
+def judge(result: Result, equivalents: Sequence[Equivalent]) -> Result:
+    """The result, which does not count where it is argued away."""
+    lines = tuple(line[1:].strip() for line in result.diff.splitlines())
+    for each in equivalents:
+        if result.file == each.file and lines == (each.before, each.after):
+            return each.judge(result)
+    return result
+
+
 def report(results: Sequence[Result]) -> str:
     """Markdown: the share killed, by operator, and every survivor's difference."""
     outcomes = Counter(result.outcome for result in results)
     counted = outcomes[KILLED] + outcomes[SURVIVED]
     lines = [
         f"{outcomes[KILLED]} of {counted} mutants killed ({_share(results):.1%}). Not counted: "
-        f"{outcomes[SAME]} with the same code, {outcomes[BROKEN]} that do not compile.",
+        f"{outcomes[SAME]} with the same code, {outcomes[BROKEN]} that do not compile, "
+        f"{outcomes[EQUIVALENT]} argued to be equivalent.",
         "",
         "| file | operator | killed | of |",
         "|---|---|---|---|",
@@ -215,7 +250,7 @@ def report(results: Sequence[Result]) -> str:
         "",
     ]
     for result in results:
-        if result.outcome == SURVIVED:
+        if result.outcome in (SURVIVED, REFUTED):
             lines += [f"`{result.file}:{result.line}`", "```diff", result.diff, "```"]
     return "\n".join(lines) + "\n"
 
@@ -254,6 +289,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, help="seconds; default: by the unmutated run")
     parser.add_argument("--require", type=float, default=0.95, help="share that must be killed")
     parser.add_argument("--at-least", type=int, default=1, help="mutants that must count")
+    parser.add_argument("--equivalent", type=Path, help="a JSON file of mutants that do not count")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--report", type=Path, help="a Markdown file")
     return parser.parse_args()
@@ -267,9 +303,11 @@ def main() -> None:
     runner = Runner(project, sources, [Test.parse(text) for text in arguments.test])
     candidates = [(source, each) for source in sources for each in mutations(runner.texts[source])]
     random.Random(arguments.seed).shuffle(candidates)
+    argued = json.loads(arguments.equivalent.read_text()) if arguments.equivalent else []
+    equivalents = [Equivalent(**each) for each in argued]
     with tempfile.TemporaryDirectory(prefix="mutation") as folder:
         runner.prepare(Path(folder).resolve(), arguments.workers, arguments.timeout)
-        results = try_mutants(runner, candidates, arguments.sample, arguments.workers)
+        results = try_mutants(runner, candidates, arguments.sample, arguments.workers, equivalents)
 
     share, text = _share(results), report(results)
     counted = sum(result.outcome in (KILLED, SURVIVED) for result in results)
@@ -280,6 +318,8 @@ def main() -> None:
         facts |= {"share": share, "mutants": [asdict(result) for result in results]}
         arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
     print(text)
+    if any(result.outcome == REFUTED for result in results):
+        sys.exit("mutation: a mutant that is argued to be equivalent was killed")
     if counted < arguments.at_least or share < arguments.require:
         sys.exit(
             f"mutation: {arguments.require:.0%} of at least {arguments.at_least} mutants must be "
