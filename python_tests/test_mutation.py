@@ -175,6 +175,9 @@ def test_a_mutant_argued_away_does_not_count_unless_it_is_killed(toy):
     assert result.returncode == 1
     assert "argued to be equivalent was killed" in result.stderr
     assert (facts["counted"], facts["share"]) == (5, 1.0)
+    lines["before"] = "return 2 * y + 3;"
+    (toy / "equivalent.json").write_text(json.dumps([{"file": "csrc/toy/toy.cuh", **lines}]))
+    assert "must have the line 'return 2 * y + 3;'" in run(toy, LOAD, *options)[0].stderr
 
 
 def test_the_same_seed_gives_the_same_mutants(toy):

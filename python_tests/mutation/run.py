@@ -6,7 +6,8 @@ a folder with the mutated libraries. A mutant that does not compile, or compiles
 does not count; one that the tests pass survives, for whatever reason.
 
 A file of ``--equivalent`` mutants argues of some that they cannot change a result. They do not
-count either, and the run fails when one of them is killed, for then the argument is wrong.
+count either, and the run fails when one of them is killed, for then the argument is wrong, or when
+its line is gone.
 """
 
 from __future__ import annotations
@@ -218,21 +219,34 @@ class Equivalent:
     after: str
     reason: str
 
-    def judge(self, result: Result) -> Result:
-        """The result, as it counts when this is its mutant."""
-        if result.outcome not in (KILLED, SURVIVED):
-            return result
-        outcome = EQUIVALENT if result.outcome == SURVIVED else REFUTED
-        return replace(result, outcome=outcome, reason=result.reason or self.reason)
+    def is_of(self, result: Result) -> bool:
+        """Whether it is this mutant that was tried."""
+        lines = [line[1:].strip() for line in result.diff.splitlines()]
+        return result.file == self.file and lines == [self.before, self.after]
+
+
+def read_equivalents(path: Path | None, root: Path) -> list[Equivalent]:
+    """The mutants of a JSON file.
+
+    Raises:
+        ValueError: the line of one of them is not in its file.
+    """
+    equivalents = [Equivalent(**each) for each in json.loads(path.read_text())] if path else []
+    for each in equivalents:
+        lines = map(str.strip, (root / each.file).read_text().splitlines())
+        if each.before not in lines:
+            raise ValueError(f"{path}: {each.file} must have the line {each.before!r}")
+    return equivalents
 
 
 def judge(result: Result, equivalents: Sequence[Equivalent]) -> Result:
     """The result, which does not count where it is argued away."""
-    lines = tuple(line[1:].strip() for line in result.diff.splitlines())
-    for each in equivalents:
-        if result.file == each.file and lines == (each.before, each.after):
-            return each.judge(result)
-    return result
+    argued = next((each for each in equivalents if each.is_of(result)), None)
+    if argued is None or result.outcome not in (KILLED, SURVIVED):
+        return result
+    if result.outcome == KILLED:
+        return replace(result, outcome=REFUTED)
+    return replace(result, outcome=EQUIVALENT, reason=argued.reason)
 
 
 def report(results: Sequence[Result]) -> str:
@@ -303,8 +317,7 @@ def main() -> None:
     runner = Runner(project, sources, [Test.parse(text) for text in arguments.test])
     candidates = [(source, each) for source in sources for each in mutations(runner.texts[source])]
     random.Random(arguments.seed).shuffle(candidates)
-    argued = json.loads(arguments.equivalent.read_text()) if arguments.equivalent else []
-    equivalents = [Equivalent(**each) for each in argued]
+    equivalents = read_equivalents(arguments.equivalent, project.csrc.parent)
     with tempfile.TemporaryDirectory(prefix="mutation") as folder:
         runner.prepare(Path(folder).resolve(), arguments.workers, arguments.timeout)
         results = try_mutants(runner, candidates, arguments.sample, arguments.workers, equivalents)
