@@ -118,7 +118,8 @@ def run_tests(capability: str) -> None:
         sys.exit(f"the tests must load the sanitized library in {PACKAGE}, got {loaded}")
     files = [path for name in TESTS if (path := ROOT / f"python_tests/test_{name}.py").exists()]
     command = [sys.executable, "-m", "pytest", "-x", "-s", "-p", "no:cacheprovider"]
-    command += ["-n", "auto", "--dist", "loadfile", "--max-worker-restart", "0"]  # a report ends one
+    # A report ends its process.
+    command += ["-n", "auto", "--dist", "loadfile", "--max-worker-restart", "0"]
     subprocess.run([*command, "-k", SELECTED, *files, *sys.argv[1:]], check=True, **settings)
     seconds = time.monotonic() - begin
     print(f"no report with {capability or 'the best instruction set'}, {seconds:.0f} s", flush=True)
