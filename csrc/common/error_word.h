@@ -20,6 +20,8 @@ enum class DeviceError : uint32_t {
   kPatchEmbedGrid,
   kPatchEmbedOffsets,
   kPatchEmbedPositions,
+  kAttentionOffsetsQ,
+  kAttentionOffsetsK,
   kCount
 };
 
@@ -49,6 +51,10 @@ inline const char* requirement_of(DeviceError error) {
       return "patch_embed: image_offsets must be the sums of t * h * w up to the patches";
     case DeviceError::kPatchEmbedPositions:
       return "patch_embed: position_ids must lie inside their image's grid";
+    case DeviceError::kAttentionOffsetsQ:
+      return "varlen_attention: cu_seqlens_q must rise from 0 to at most Nq";
+    case DeviceError::kAttentionOffsetsK:
+      return "varlen_attention: cu_seqlens_k must rise from 0 to at most Nk";
     default:
       return "keye_ops: an error word must hold a known code";
   }

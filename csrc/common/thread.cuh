@@ -135,6 +135,10 @@ KEYE_DEVICE int warp_in_block() { return shuffle(thread_idx() / kWarpSize, 0); }
 
 // ---- arithmetic ----
 
+KEYE_DEVICE int popcount(uint32_t bits) {
+  return KEYE_CUDA_OR_HOST(__popc(bits), __builtin_popcount(bits));
+}
+
 KEYE_DEVICE float rsqrt_of(float x) {
   return KEYE_CUDA_OR_HOST(rsqrtf(x), static_cast<float>(1.0 / std::sqrt(double{x})));
 }

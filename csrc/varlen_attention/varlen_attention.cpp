@@ -28,14 +28,21 @@ void check_stride(const char* name, const Tensor& x) {
              " must have unit last stride, got ", x.stride(2));
 }
 
-void check_seqlens(const char* name, const Tensor& cu_seqlens, const Tensor& q) {
+void check_seqlens(const char* name, const Tensor& cu_seqlens) {
   KEYE_CHECK(cu_seqlens.scalar_type() == ScalarType::Int && cu_seqlens.dim() == 1 &&
                  cu_seqlens.size(0) > 0,
              kOp, ": ", name, " must be int32 [num_segments + 1], got ",
              dtype_name(cu_seqlens.scalar_type()), " ", shape_of(cu_seqlens));
-  KEYE_CHECK(same_device(cu_seqlens, q), kOp, ": ", name, " must be on q's device, got another");
   KEYE_CHECK(cu_seqlens.is_contiguous(), kOp, ": ", name, " must be contiguous, got stride ",
              cu_seqlens.stride(0));
+}
+
+void check_seqlens_pair(const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k) {
+  check_seqlens("cu_seqlens_q", cu_seqlens_q);
+  check_seqlens("cu_seqlens_k", cu_seqlens_k);
+  KEYE_CHECK(cu_seqlens_q.size(0) == cu_seqlens_k.size(0), kOp,
+             ": cu_seqlens_q and cu_seqlens_k must have equal lengths, got (", cu_seqlens_q.size(0),
+             ", ", cu_seqlens_k.size(0), ")");
 }
 
 // On the host a bad value raises; reading one on a device would make the host wait.
@@ -76,11 +83,9 @@ VarlenAttentionParams attention_params(const Tensor& q, const Tensor& k, const T
              ": num_heads must be a multiple of num_kv_heads, got (", heads, ", ", kv_heads, ")");
   KEYE_CHECK(q.size(2) >= 1 && q.size(2) <= kMaxHeadDim, kOp, ": head_dim must be from 1 to ",
              kMaxHeadDim, ", got ", q.size(2));
-  check_seqlens("cu_seqlens_q", cu_seqlens_q, q);
-  check_seqlens("cu_seqlens_k", cu_seqlens_k, q);
-  KEYE_CHECK(cu_seqlens_q.size(0) == cu_seqlens_k.size(0), kOp,
-             ": cu_seqlens_q and cu_seqlens_k must have equal lengths, got (", cu_seqlens_q.size(0),
-             ", ", cu_seqlens_k.size(0), ")");
+  check_seqlens_pair(cu_seqlens_q, cu_seqlens_k);
+  KEYE_CHECK(same_device(cu_seqlens_q, q), kOp, ": cu_seqlens_q must be on q's device, got another");
+  KEYE_CHECK(same_device(cu_seqlens_k, q), kOp, ": cu_seqlens_k must be on q's device, got another");
   check_stride("q", q);
   check_stride("k", k);
   check_stride("v", v);
@@ -117,6 +122,28 @@ AttentionBackend& backend_of(const Tensor& q) {
   return attention_backend(q.is_cpu() ? AttentionDevice::kCpu : AttentionDevice::kCuda);
 }
 
+// The plan that was given, or one of these offsets; keep what it returns until the kernels are
+// launched.
+Tensor planned(VarlenAttentionParams& params, const Tensor& q, const std::optional<Tensor>& given) {
+  const AttentionBackend& backend = backend_of(q);
+  if (backend.plan == nullptr) return Tensor();
+  const int64_t words = attention_plan_words(params.total_q, params.total_k, params.num_segments);
+  if (given.has_value()) {
+    KEYE_CHECK(given->scalar_type() == ScalarType::Int && given->dim() == 1 &&
+                   given->size(0) == words && same_device(*given, q),
+               kOp, ": plan must be what varlen_attention_plan gives for these offsets, int32 [",
+               words, "] on q's device, got ", dtype_name(given->scalar_type()), " ",
+               shape_of(*given));
+  }
+  Tensor plan = given.has_value() ? *given : new_empty(q, {words}, aoti_torch_dtype_int32());
+  if (!given.has_value()) {
+    backend.plan(params, plan.mutable_data_ptr<int32_t>(), q.get_device_index());
+  }
+  params.plan = attention_plan_in(plan.const_data_ptr<int32_t>(), params.total_q, params.total_k,
+                                  params.num_segments);
+  return plan;
+}
+
 }  // namespace
 
 AttentionBackend& attention_backend(AttentionDevice device) {
@@ -129,7 +156,7 @@ std::tuple<Tensor, Tensor> varlen_attention(const Tensor& q, const Tensor& k, co
                                             std::optional<int64_t> max_seqlen_q,
                                             std::optional<int64_t> max_seqlen_k,
                                             std::optional<double> softmax_scale, bool causal,
-                                            bool return_lse) {
+                                            bool return_lse, const std::optional<Tensor>& plan) {
   VarlenAttentionParams params = attention_params(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
                                                   max_seqlen_k, softmax_scale, causal);
   Tensor out = new_empty_like(q);
@@ -137,6 +164,7 @@ std::tuple<Tensor, Tensor> varlen_attention(const Tensor& q, const Tensor& k, co
                           : new_empty(q, {0}, lse_dtype(q));
   params.out = attention_tensor(out);
   params.softmax_lse = return_lse ? lse.mutable_data_ptr() : nullptr;
+  const Tensor kept = planned(params, q, plan);
   backend_of(q).forward(params, q.scalar_type(), q.get_device_index());
   return {out, lse};
 }
@@ -145,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> varlen_attention_backward(
     const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
     const Tensor& softmax_lse, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
     std::optional<int64_t> max_seqlen_q, std::optional<int64_t> max_seqlen_k,
-    std::optional<double> softmax_scale, bool causal) {
+    std::optional<double> softmax_scale, bool causal, const std::optional<Tensor>& plan) {
   VarlenAttentionParams params = attention_params(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
                                                   max_seqlen_k, softmax_scale, causal);
   const Tensor* rows[] = {&dout, &out};
@@ -169,19 +197,54 @@ std::tuple<Tensor, Tensor, Tensor> varlen_attention_backward(
   params.dk = attention_tensor(dk);
   params.dv = attention_tensor(dv);
   params.softmax_lse = const_cast<void*>(softmax_lse.const_data_ptr());
+  const Tensor kept = planned(params, q, plan);
+  Tensor delta;
+  if (backend_of(q).plan != nullptr) {
+    delta = new_empty(q, {q.size(1), q.size(0)}, aoti_torch_dtype_float32());
+    params.delta = delta.mutable_data_ptr<float>();
+  }
   backend_of(q).backward(params, q.scalar_type(), q.get_device_index());
   return {dq, dk, dv};
+}
+
+Tensor varlen_attention_plan(const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                             int64_t total_q, int64_t total_k, bool causal) {
+  check_seqlens_pair(cu_seqlens_q, cu_seqlens_k);
+  KEYE_CHECK(same_device(cu_seqlens_k, cu_seqlens_q), kOp,
+             ": cu_seqlens_k must be on cu_seqlens_q's device, got another");
+  KEYE_CHECK(total_q >= 0 && total_k >= 0, kOp, ": totals must not be negative, got (", total_q,
+             ", ", total_k, ")");
+  VarlenAttentionParams params{};
+  params.cu_seqlens_q = cu_seqlens_q.const_data_ptr<int32_t>();
+  params.cu_seqlens_k = cu_seqlens_k.const_data_ptr<int32_t>();
+  params.num_segments = cu_seqlens_q.size(0) - 1;
+  params.total_q = total_q;
+  params.total_k = total_k;
+  params.causal = causal;
+  const AttentionBackend& backend = backend_of(cu_seqlens_q);
+  const int64_t words = backend.plan == nullptr
+                            ? 0
+                            : attention_plan_words(total_q, total_k, params.num_segments);
+  Tensor plan = new_empty(cu_seqlens_q, {words}, aoti_torch_dtype_int32());
+  if (words > 0) {
+    backend.plan(params, plan.mutable_data_ptr<int32_t>(), cu_seqlens_q.get_device_index());
+  }
+  return plan;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(keye_ops, m) {
   m.def(
       "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens_q, Tensor cu_seqlens_k, "
       "SymInt? max_seqlen_q=None, SymInt? max_seqlen_k=None, float? softmax_scale=None, "
-      "bool causal=False, bool return_lse=True) -> (Tensor, Tensor)");
+      "bool causal=False, bool return_lse=True, Tensor? plan=None) -> (Tensor, Tensor)");
   m.def(
       "varlen_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, "
       "Tensor softmax_lse, Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt? max_seqlen_q, "
-      "SymInt? max_seqlen_k, float? softmax_scale, bool causal) -> (Tensor, Tensor, Tensor)");
+      "SymInt? max_seqlen_k, float? softmax_scale, bool causal, Tensor? plan=None) -> (Tensor, "
+      "Tensor, Tensor)");
+  m.def(
+      "varlen_attention_plan(Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt total_q, "
+      "SymInt total_k, bool causal=False) -> Tensor");
 }
 
 }  // namespace keye_ops

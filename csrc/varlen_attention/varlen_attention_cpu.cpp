@@ -158,9 +158,10 @@ void backward(const VarlenAttentionParams& params, ScalarType scalar_type, int /
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(keye_ops, CPU, m) {
-  attention_backend(AttentionDevice::kCpu) = {&forward, &backward};
+  attention_backend(AttentionDevice::kCpu) = {&forward, &backward, nullptr};
   m.impl("varlen_attention", TORCH_BOX(&varlen_attention));
   m.impl("varlen_attention_backward", TORCH_BOX(&varlen_attention_backward));
+  m.impl("varlen_attention_plan", TORCH_BOX(&varlen_attention_plan));
 }
 
 }  // namespace keye_ops

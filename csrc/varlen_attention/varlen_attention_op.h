@@ -18,6 +18,9 @@ enum class AttentionDevice { kCpu = 0, kCuda = 1 };
 struct AttentionBackend {
   void (*forward)(const VarlenAttentionParams&, torch::headeronly::ScalarType, int device_index);
   void (*backward)(const VarlenAttentionParams&, torch::headeronly::ScalarType, int device_index);
+  // Fills the memory of a plan, of attention_plan_words(), for the offsets of the params; null for
+  // devices that need none.
+  void (*plan)(const VarlenAttentionParams&, int32_t* memory, int device_index);
 };
 
 // The entry of a device, which its library fills when it registers the ops below.
@@ -27,7 +30,8 @@ KEYE_API std::tuple<torch::stable::Tensor, torch::stable::Tensor> varlen_attenti
     const torch::stable::Tensor& q, const torch::stable::Tensor& k, const torch::stable::Tensor& v,
     const torch::stable::Tensor& cu_seqlens_q, const torch::stable::Tensor& cu_seqlens_k,
     std::optional<int64_t> max_seqlen_q, std::optional<int64_t> max_seqlen_k,
-    std::optional<double> softmax_scale, bool causal, bool return_lse);
+    std::optional<double> softmax_scale, bool causal, bool return_lse,
+    const std::optional<torch::stable::Tensor>& plan);
 
 KEYE_API std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>
 varlen_attention_backward(const torch::stable::Tensor& dout, const torch::stable::Tensor& q,
@@ -37,6 +41,12 @@ varlen_attention_backward(const torch::stable::Tensor& dout, const torch::stable
                           const torch::stable::Tensor& cu_seqlens_q,
                           const torch::stable::Tensor& cu_seqlens_k,
                           std::optional<int64_t> max_seqlen_q, std::optional<int64_t> max_seqlen_k,
-                          std::optional<double> softmax_scale, bool causal);
+                          std::optional<double> softmax_scale, bool causal,
+                          const std::optional<torch::stable::Tensor>& plan);
+
+// An order of work that calls with these offsets may share; empty for devices that need none.
+KEYE_API torch::stable::Tensor varlen_attention_plan(const torch::stable::Tensor& cu_seqlens_q,
+                                                     const torch::stable::Tensor& cu_seqlens_k,
+                                                     int64_t total_q, int64_t total_k, bool causal);
 
 }  // namespace keye_ops

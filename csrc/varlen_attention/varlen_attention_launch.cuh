@@ -1,0 +1,88 @@
+// varlen_attention on CUDA: which kernels, on how many blocks; for a GPU and for the host executor.
+#pragma once
+
+#include "common/launch.cuh"
+#include "varlen_attention/varlen_attention_plan.cuh"
+
+namespace keye_ops {
+
+// Fills a plan's memory; the params need offsets and totals only.
+inline void launch_attention_plan(const VarlenAttentionParams& params, int32_t* memory,
+                                  int device_index) {
+  constexpr int64_t kMaxRows = (int64_t{1} << 31) - 1;
+  KEYE_CHECK(params.total_q <= kMaxRows && params.total_k <= kMaxRows,
+             "varlen_attention: a batch on CUDA has at most 2**31 - 1 rows, got (", params.total_q,
+             ", ", params.total_k, ")");
+  const AttentionPlan plan =
+      attention_plan_in(memory, params.total_q, params.total_k, params.num_segments);
+  AttentionPlanParams kernel_params{};
+  kernel_params.q = {params.cu_seqlens_q, params.total_q, const_cast<AttentionTile*>(plan.q_tiles),
+                     plan.max_q_tiles};
+  kernel_params.k = {params.cu_seqlens_k, params.total_k, const_cast<AttentionTile*>(plan.k_tiles),
+                     plan.max_k_tiles};
+  kernel_params.num_tiles = memory;
+  kernel_params.error_word = error_word(device_index);
+  kernel_params.num_segments = params.num_segments;
+  kernel_params.causal = params.causal;
+  kernel_params.with_k_tiles = true;
+  launch("varlen_attention", &attention_plan_kernel, {1, kPlanThreads, sizeof(PlanShared)},
+         device_index, kernel_params);
+}
+
+// ---- what every kernel asks of its tensors ----
+
+inline bool is_attention_head_dim(int head_dim) {
+  return head_dim == 64 || head_dim == 72 || head_dim == 80 || head_dim == 96 || head_dim == 128;
+}
+
+// Calls f with a value of the C++ type of a dtype that attention takes.
+template <class F>
+void with_attention_type_of(Dtype dtype, const F& f) {
+  KEYE_CHECK(dtype == Dtype::kHalf || dtype == Dtype::kBFloat16,
+             "varlen_attention: dtype on CUDA must be fp16 or bf16, got ",
+             dtype == Dtype::kFloat ? "torch.float32" : "torch.float64");
+  if (dtype == Dtype::kHalf) return f(Half{});
+  f(BFloat16{});
+}
+
+// Calls f with a head_dim that is known to the compiler.
+template <int kValue>
+struct AttentionHeadDim {
+  static constexpr int value = kValue;
+};
+template <class F>
+void with_attention_head_dim(int head_dim, const F& f) {
+  switch (head_dim) {
+    case 64:
+      return f(AttentionHeadDim<64>{});
+    case 72:
+      return f(AttentionHeadDim<72>{});
+    case 80:
+      return f(AttentionHeadDim<80>{});
+    case 96:
+      return f(AttentionHeadDim<96>{});
+    case 128:
+      return f(AttentionHeadDim<128>{});
+    default:
+      KEYE_CHECK(false, "varlen_attention: head_dim on CUDA must be 64, 72, 80, 96 or 128, got ",
+                 head_dim);
+  }
+}
+
+inline void check_attention_rows(const char* name, const AttentionTensor& x) {
+  constexpr int64_t kSize = 2;  // bytes of a value
+  const int64_t bytes[] = {reinterpret_cast<int64_t>(x.data), x.stride_row * kSize,
+                           x.stride_head * kSize};
+  for (int64_t value : bytes) {
+    KEYE_CHECK(value % 16 == 0, "varlen_attention: rows of ", name,
+               " must start at multiples of 16 bytes on CUDA, got address and strides ", bytes[0],
+               ", ", bytes[1], ", ", bytes[2]);
+  }
+}
+
+// Items of work: every tile for every head, as far as the plan has tiles.
+inline int64_t max_attention_items(int64_t max_tiles, int num_heads) {
+  return max_tiles * num_heads;
+}
+
+}  // namespace keye_ops
