@@ -76,15 +76,17 @@ inline TensorMap make_tensor_map(const TensorMapSpec& spec) {
                                    : spec.element_size == 4 ? CU_TENSOR_MAP_DATA_TYPE_UINT32
                                                             : CU_TENSOR_MAP_DATA_TYPE_UINT64;
 
-  // The driver is asked for the function: the library must load where there is none.
-  constexpr unsigned kSinceCuda = 12000;
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
-                                                             kSinceCuda, cudaEnableDefault, &found);
-  KEYE_CHECK(error == cudaSuccess && found == cudaDriverEntryPointSuccess, spec.name,
-             ": the driver must have cuTensorMapEncodeTiled, got ", cudaGetErrorString(error));
-  const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  // The driver is asked for the function, once: the library must load where there is none.
+  static const auto encode = [&spec] {
+    constexpr unsigned kSinceCuda = 12000;
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    const cudaError_t error = cudaGetDriverEntryPointByVersion(
+        "cuTensorMapEncodeTiled", &function, kSinceCuda, cudaEnableDefault, &found);
+    KEYE_CHECK(error == cudaSuccess && found == cudaDriverEntryPointSuccess, spec.name,
+               ": the driver must have cuTensorMapEncodeTiled, got ", cudaGetErrorString(error));
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
   const CUresult result = encode(
       &map, type, static_cast<cuuint32_t>(rank), const_cast<void*>(spec.base), sizes, strides, box,
       element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, static_cast<CUtensorMapSwizzle>(spec.swizzle),

@@ -139,6 +139,11 @@ KEYE_DEVICE int popcount(uint32_t bits) {
   return KEYE_CUDA_OR_HOST(__popc(bits), __builtin_popcount(bits));
 }
 
+// The other one where one is NaN.
+KEYE_DEVICE float max_of(float a, float b) {
+  return KEYE_CUDA_OR_HOST(fmaxf(a, b), std::fmax(a, b));
+}
+KEYE_DEVICE float log_of(float x) { return KEYE_CUDA_OR_HOST(logf(x), std::log(x)); }
 KEYE_DEVICE float rsqrt_of(float x) {
   return KEYE_CUDA_OR_HOST(rsqrtf(x), static_cast<float>(1.0 / std::sqrt(double{x})));
 }

@@ -165,7 +165,7 @@ std::tuple<Tensor, Tensor> varlen_attention(const Tensor& q, const Tensor& k, co
   params.out = attention_tensor(out);
   params.softmax_lse = return_lse ? lse.mutable_data_ptr() : nullptr;
   const Tensor kept = planned(params, q, plan);
-  backend_of(q).forward(params, q.scalar_type(), q.get_device_index());
+  backend_of(q).forward(params, float_dtype_of(q.scalar_type()), q.get_device_index());
   return {out, lse};
 }
 
@@ -203,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor> varlen_attention_backward(
     delta = new_empty(q, {q.size(1), q.size(0)}, aoti_torch_dtype_float32());
     params.delta = delta.mutable_data_ptr<float>();
   }
-  backend_of(q).backward(params, q.scalar_type(), q.get_device_index());
+  backend_of(q).backward(params, float_dtype_of(q.scalar_type()), q.get_device_index());
   return {dq, dk, dv};
 }
 

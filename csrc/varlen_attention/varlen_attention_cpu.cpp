@@ -17,8 +17,6 @@
 namespace keye_ops {
 namespace {
 
-using torch::headeronly::ScalarType;
-
 constexpr int64_t kTaskRows = 1024;  // rows (of all query heads) that share packed keys
 constexpr int64_t kMinTaskRows = 128;
 constexpr int64_t kTasksPerThread = 4;
@@ -120,8 +118,7 @@ void clear_lse(const VarlenAttentionParams& params, int64_t first) {
   }
 }
 
-void forward(const VarlenAttentionParams& params, ScalarType scalar_type, int /*device_index*/) {
-  const Dtype dtype = float_dtype_of(scalar_type);
+void forward(const VarlenAttentionParams& params, Dtype dtype, int /*device_index*/) {
   const Plan plan = make_plan(params, false);
   const auto task_kernel = KEYE_SELECT_ISA(varlen_attention_task);
   const size_t bytes = KEYE_SELECT_ISA(varlen_attention_scratch)(params, dtype, plan.most_rows);
@@ -138,8 +135,7 @@ void forward(const VarlenAttentionParams& params, ScalarType scalar_type, int /*
   }
 }
 
-void backward(const VarlenAttentionParams& params, ScalarType scalar_type, int /*device_index*/) {
-  const Dtype dtype = float_dtype_of(scalar_type);
+void backward(const VarlenAttentionParams& params, Dtype dtype, int /*device_index*/) {
   const Plan plan = make_plan(params, true);
   const auto task_kernel = KEYE_SELECT_ISA(varlen_attention_backward_task);
   const size_t bytes =

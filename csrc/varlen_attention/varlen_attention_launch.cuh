@@ -1,6 +1,8 @@
 // varlen_attention on CUDA: which kernels, on how many blocks; for a GPU and for the host executor.
 #pragma once
 
+#include <cmath>
+
 #include "common/launch.cuh"
 #include "varlen_attention/varlen_attention_plan.cuh"
 
@@ -78,6 +80,17 @@ inline void check_attention_rows(const char* name, const AttentionTensor& x) {
                " must start at multiples of 16 bytes on CUDA, got address and strides ", bytes[0],
                ", ", bytes[1], ", ", bytes[2]);
   }
+}
+
+// The factor of scores in powers of two, and the sign that they are multiplied by before it, so that
+// the highest score has the highest weight.
+struct AttentionScale {
+  float scale_log2, sign;
+};
+inline AttentionScale attention_scale(double softmax_scale) {
+  constexpr double kLog2E = 1.4426950408889634;
+  if (softmax_scale == 0) return {1.0f, 0.0f};
+  return {static_cast<float>(std::abs(softmax_scale) * kLog2E), softmax_scale < 0 ? -1.0f : 1.0f};
 }
 
 // Items of work: every tile for every head, as far as the plan has tiles.

@@ -7,6 +7,7 @@
 #include <optional>
 #include <tuple>
 
+#include "common/dtype.h"
 #include "common/export.h"
 #include "varlen_attention/varlen_attention.h"
 
@@ -16,8 +17,8 @@ enum class AttentionDevice { kCpu = 0, kCuda = 1 };
 
 // What a device offers. Launchers trust their params.
 struct AttentionBackend {
-  void (*forward)(const VarlenAttentionParams&, torch::headeronly::ScalarType, int device_index);
-  void (*backward)(const VarlenAttentionParams&, torch::headeronly::ScalarType, int device_index);
+  void (*forward)(const VarlenAttentionParams&, Dtype, int device_index);
+  void (*backward)(const VarlenAttentionParams&, Dtype, int device_index);
   // Fills the memory of a plan, of attention_plan_words(), for the offsets of the params; null for
   // devices that need none.
   void (*plan)(const VarlenAttentionParams&, int32_t* memory, int device_index);

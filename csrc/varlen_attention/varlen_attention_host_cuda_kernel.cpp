@@ -1,0 +1,81 @@
+// varlen_attention's CUDA kernels on the host executor: every tensor becomes a guarded copy.
+#include <vector>
+
+#include "common/norm_host_cuda.h"
+#include "host_executor/kernels.h"
+#include "varlen_attention/varlen_attention_host_cuda.h"
+#include "varlen_attention/varlen_attention_sm90_launch.cuh"
+
+namespace keye_ops {
+namespace {
+
+using host_executor::Role;
+
+constexpr int kPretendedSms = 3;
+int capability = 90;
+
+void guard_rows(const char* name, AttentionTensor& x, int64_t total, int64_t heads,
+                int64_t head_dim, Role role) {
+  guard_tensor(name, x.data, 2, {{total, x.stride_row}, {heads, x.stride_head}, {head_dim, 1}},
+               role);
+}
+
+void guard_plan(AttentionPlan& plan, Role role) {
+  guard_tensor("num_tiles", plan.num_tiles, sizeof(int32_t), {{2, 1}}, role);
+  guard_tensor("q_tiles", plan.q_tiles, sizeof(AttentionTile), {{plan.max_q_tiles, 1}}, role);
+  guard_tensor("k_tiles", plan.k_tiles, sizeof(AttentionTile), {{plan.max_k_tiles, 1}}, role);
+}
+
+void guard_all(VarlenAttentionParams& params, bool backward) {
+  const int64_t heads = params.num_heads, kv_heads = params.num_kv_heads, size = params.head_dim;
+  const int64_t total_q = params.total_q, total_k = params.total_k;
+  guard_rows("q", params.q, total_q, heads, size, Role::kInput);
+  guard_rows("k", params.k, total_k, kv_heads, size, Role::kInput);
+  guard_rows("v", params.v, total_k, kv_heads, size, Role::kInput);
+  guard_rows("out", params.out, total_q, heads, size, backward ? Role::kInput : Role::kOutput);
+  guard_rows("dout", params.dout, total_q, heads, size, Role::kInput);
+  guard_rows("dq", params.dq, total_q, heads, size, Role::kOutput);
+  guard_rows("dk", params.dk, total_k, kv_heads, size, Role::kOutput);
+  guard_rows("dv", params.dv, total_k, kv_heads, size, Role::kOutput);
+  guard_tensor("softmax_lse", params.softmax_lse, sizeof(float), {{heads, total_q}, {total_q, 1}},
+               backward ? Role::kInput : Role::kOutput);
+  guard_tensor("delta", params.delta, sizeof(float), {{heads, total_q}, {total_q, 1}},
+               Role::kOutput);
+  guard_plan(params.plan, Role::kInput);
+}
+
+}  // namespace
+
+void varlen_attention_set_capability(int wanted) { capability = wanted; }
+
+void varlen_attention_forward_host_cuda(const VarlenAttentionParams& given, Dtype dtype,
+                                        int device_index) {
+  VarlenAttentionParams params = given;
+  launch_guarded([&] {
+    guard_all(params, false);
+    launch_attention_sm90_forward(params, dtype, kPretendedSms, device_index);
+  });
+}
+
+void varlen_attention_backward_host_cuda(const VarlenAttentionParams& given, Dtype /*dtype*/,
+                                         int /*device_index*/) {
+  VarlenAttentionParams params = given;
+  launch_guarded([&] { guard_all(params, true); });
+}
+
+void varlen_attention_plan_host_cuda(const VarlenAttentionParams& given, int32_t* memory,
+                                     int device_index) {
+  VarlenAttentionParams params = given;
+  const int64_t words =
+      attention_plan_words(params.total_q, params.total_k, params.num_segments);
+  launch_guarded([&] {
+    guard_tensor("cu_seqlens_q", params.cu_seqlens_q, sizeof(int32_t),
+                 {{params.num_segments + 1, 1}}, Role::kInput);
+    guard_tensor("cu_seqlens_k", params.cu_seqlens_k, sizeof(int32_t),
+                 {{params.num_segments + 1, 1}}, Role::kInput);
+    guard_tensor("plan", memory, sizeof(int32_t), {{words, 1}}, Role::kInOut);
+    launch_attention_plan(params, memory, device_index);
+  });
+}
+
+}  // namespace keye_ops

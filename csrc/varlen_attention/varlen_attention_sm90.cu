@@ -1,0 +1,12 @@
+// varlen_attention for sm_90a.
+#include "varlen_attention/varlen_attention_sm90_launch.cuh"
+#include "varlen_attention/varlen_attention_kernels.h"
+
+namespace keye_ops {
+
+void varlen_attention_sm90_forward(const VarlenAttentionParams& params, Dtype dtype, int num_sms,
+                                   int device_index) {
+  launch_attention_sm90_forward(params, dtype, num_sms, device_index);
+}
+
+}  // namespace keye_ops

@@ -1,0 +1,495 @@
+// varlen_attention on sm_90a, forward. A persistent block walks over tiles of queries: one warp
+// keeps rings of K and V tiles full by TMA, two warpgroups of 64 rows each take turns at the tensor
+// cores. While the product of one block of keys with V runs, and that of the next with Q, the
+// scores between them go through the softmax in registers.
+//
+// head_dim 72 is a contraction of 80 (TMA fills the spare columns with zeros) and an output of 72.
+#pragma once
+
+#include "common/dtype.h"
+#include "common/memory.cuh"
+#include "common/ptx.cuh"
+#include "common/swizzle.h"
+#include "common/thread.cuh"
+#include "varlen_attention/varlen_attention.h"
+
+namespace keye_ops {
+
+struct AttentionSm90Params {
+  TensorMap q, k, v;  // [heads, rows, head_dim]; boxes are a unit of a tile
+  VarlenAttentionParams op;
+  float scale_log2;  // positive; with log2(e)
+  float score_sign;  // 1, -1 or 0
+};
+
+template <int kHeadDim>
+struct AttentionSm90 {
+  static constexpr int kConsumers = 2;  // warpgroups
+  static constexpr int BLOCK_M = 64 * kConsumers, BLOCK_N = 128;
+  static constexpr int kConsumerThreads = kConsumers * 128;
+  static constexpr int kNumThreads = 128 + kConsumerThreads;
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+
+  // A tile is units of as many columns as the swizzle spans, one behind another.
+  static constexpr Swizzle kSwizzle = kHeadDim % 64 == 0 ? Swizzle::k128 : Swizzle::k64;
+  static constexpr uint32_t kSpan = swizzle_span(kSwizzle);
+  static constexpr int kUnitColumns = kSpan / 2;
+  static constexpr int kUnits = (kHeadDim + kUnitColumns - 1) / kUnitColumns;
+  static constexpr int kHeadSteps = (kHeadDim + 15) / 16;  // of 16 columns
+  static constexpr int kKeySteps = BLOCK_N / 16;
+  static constexpr uint32_t kUnitBytesQ = BLOCK_M * kSpan, kUnitBytes = BLOCK_N * kSpan;
+  static constexpr uint32_t kTileBytesQ = kUnits * kUnitBytesQ, kTileBytes = kUnits * kUnitBytes;
+
+  // Shared memory: the tile of Q, rings of K and V, barriers.
+  static constexpr uint32_t kMaxSharedBytes = 227 * 1024;
+  static constexpr uint32_t kFit = (kMaxSharedBytes - 1024 - kTileBytesQ) / (2 * kTileBytes);
+  static constexpr int kNumStages = kFit < 4 ? static_cast<int>(kFit) : 4;
+  static constexpr uint32_t kKeys = kTileBytesQ;
+  static constexpr uint32_t kValues = kKeys + kNumStages * kTileBytes;
+  static constexpr uint32_t kBarriers = kValues + kNumStages * kTileBytes;
+  static constexpr uint32_t kSharedBytes = kBarriers + (2 + 5 * kNumStages) * sizeof(uint64_t);
+
+  static_assert(kNumStages >= 2, "a stage is refilled while another is read");
+  static_assert(BLOCK_M == kAttentionTileRows, "a tile of the plan is a tile of the kernel");
+  static_assert(kTileBytesQ % 1024 == 0 && kTileBytes % 1024 == 0,
+                "tiles are aligned to the swizzle's pattern");
+};
+
+// Scores are rescaled when their maximum has grown by more than this, in powers of two: what is
+// summed in fp32 stays far from its limits, and the weights of a row below 2**8.
+constexpr float kRescaleThreshold = 8.0f;
+
+// ---- where things are ----
+
+template <int kHeadDim>
+struct AttentionSm90Shared {
+  using A = AttentionSm90<kHeadDim>;
+  uint32_t base;
+
+  KEYE_DEVICE uint32_t q() const { return base; }
+  KEYE_DEVICE uint32_t k(uint32_t stage) const { return base + A::kKeys + stage * A::kTileBytes; }
+  KEYE_DEVICE uint32_t v(uint32_t stage) const { return base + A::kValues + stage * A::kTileBytes; }
+  KEYE_DEVICE uint32_t barrier(uint32_t idx) const { return base + A::kBarriers + idx * 8; }
+  KEYE_DEVICE uint32_t q_full() const { return barrier(0); }
+  KEYE_DEVICE uint32_t q_empty() const { return barrier(1); }
+  KEYE_DEVICE uint32_t k_full(uint32_t stage) const { return barrier(2 + stage); }
+  KEYE_DEVICE uint32_t k_empty(uint32_t stage) const { return barrier(2 + A::kNumStages + stage); }
+  KEYE_DEVICE uint32_t v_full(uint32_t stage) const {
+    return barrier(2 + 2 * A::kNumStages + stage);
+  }
+  KEYE_DEVICE uint32_t v_empty(uint32_t stage) const {
+    return barrier(2 + 3 * A::kNumStages + stage);
+  }
+  // A last tile has come, whose rows behind the segment's end are still those of another.
+  KEYE_DEVICE uint32_t v_came(uint32_t stage) const {
+    return barrier(2 + 4 * A::kNumStages + stage);
+  }
+};
+
+// A place in the rings of K and V.
+template <int kNumStages>
+struct AttentionRing {
+  uint32_t stage = 0, phase = 0;
+  KEYE_DEVICE void advance() {
+    stage++;
+    if (stage == kNumStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// A tile of queries of one head, and how many blocks of keys its last row sees.
+struct AttentionWork {
+  AttentionTile tile;
+  int head, num_rows, num_blocks;
+  int last_keys;  // of the segment that are left for the last of the blocks; may be more than that
+};
+
+template <int BLOCK_N>
+KEYE_DEVICE AttentionWork attention_work(const VarlenAttentionParams& op, int64_t item) {
+  AttentionWork work;
+  work.tile = load_bytes<AttentionTile>(&op.plan.q_tiles[item / op.num_heads]);
+  work.head = static_cast<int>(item % op.num_heads);
+  work.num_rows = min(work.tile.rows_left, kAttentionTileRows);
+  const int seen = static_cast<int>(visible_keys_of(op.causal, work.tile, work.num_rows - 1));
+  work.num_blocks = (seen + BLOCK_N - 1) / BLOCK_N;
+  work.last_keys = work.tile.other_len - (work.num_blocks - 1) * BLOCK_N;
+  return work;
+}
+
+// ---- the producer: one thread waits for stages to become empty, and refills them ----
+
+template <int kHeadDim>
+KEYE_DEVICE void attention_sm90_load(uint32_t tile, uint32_t unit_bytes, const TensorMap& map,
+                                     int row, int head, uint32_t full) {
+  using A = AttentionSm90<kHeadDim>;
+#pragma unroll
+  for (int i = 0; i < A::kUnits; i++) {
+    ptx::cp_async_bulk_tensor_load(tile + i * unit_bytes, map, {i * A::kUnitColumns, row, head},
+                                   full);
+  }
+}
+
+template <int kHeadDim>
+KEYE_DEVICE void attention_sm90_produce(const AttentionSm90Params& params,
+                                        const AttentionSm90Shared<kHeadDim>& shared,
+                                        int64_t num_items) {
+  using A = AttentionSm90<kHeadDim>;
+  const VarlenAttentionParams& op = params.op;
+  const int group = op.num_heads / op.num_kv_heads;
+  AttentionRing<A::kNumStages> ring;
+  uint32_t q_phase = 0;
+  for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
+    const AttentionWork work = attention_work<A::BLOCK_N>(op, item);
+    if (work.num_blocks == 0) continue;
+    ptx::mbarrier_wait(shared.q_empty(), q_phase ^ 1);
+    q_phase ^= 1;
+    ptx::mbarrier_arrive_expect_tx(shared.q_full(), A::kTileBytesQ);
+    attention_sm90_load<kHeadDim>(shared.q(), A::kUnitBytesQ, params.q, work.tile.row, work.head,
+                                  shared.q_full());
+    const int kv_head = work.head / group;
+    for (int block = work.num_blocks - 1; block >= 0; block--) {
+      const int row = work.tile.other_begin + block * A::BLOCK_N;
+      const uint32_t k_full = shared.k_full(ring.stage);
+      ptx::mbarrier_wait(shared.k_empty(ring.stage), ring.phase ^ 1);
+      ptx::mbarrier_arrive_expect_tx(k_full, A::kTileBytes);
+      attention_sm90_load<kHeadDim>(shared.k(ring.stage), A::kUnitBytes, params.k, row, kv_head,
+                                    k_full);
+      const bool has_end = block == work.num_blocks - 1 && work.last_keys < A::BLOCK_N;
+      const uint32_t v_full = has_end ? shared.v_came(ring.stage) : shared.v_full(ring.stage);
+      ptx::mbarrier_wait(shared.v_empty(ring.stage), ring.phase ^ 1);
+      ptx::mbarrier_arrive_expect_tx(v_full, A::kTileBytes);
+      attention_sm90_load<kHeadDim>(shared.v(ring.stage), A::kUnitBytes, params.v, row, kv_head,
+                                    v_full);
+      ring.advance();
+    }
+  }
+}
+
+// A warp of its own clears the rows of V behind the end of the segment: they are another's, and
+// zero times its infinities would not be zero.
+template <int kHeadDim>
+KEYE_DEVICE void attention_sm90_clear_ends(const AttentionSm90Params& params,
+                                           const AttentionSm90Shared<kHeadDim>& shared,
+                                           int64_t num_items) {
+  using A = AttentionSm90<kHeadDim>;
+  struct alignas(16) Chunk {
+    uint32_t words[4];
+  };
+  constexpr int kChunks = A::kSpan / sizeof(Chunk);  // of a row of a unit
+  const int lane_idx = thread_idx() % kWarpSize;
+  unsigned char* const memory = shared_memory();
+  uint32_t stage = 0, phases = 0;  // a bit for each stage
+  for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
+    const AttentionWork work = attention_work<A::BLOCK_N>(params.op, item);
+    if (work.num_blocks == 0) continue;
+    if (work.last_keys < A::BLOCK_N) {
+      ptx::mbarrier_wait(shared.v_came(stage), phases >> stage & 1);
+      phases ^= 1u << stage;
+      const int chunks = (A::BLOCK_N - work.last_keys) * kChunks;
+      for (int i = lane_idx; i < chunks * A::kUnits; i += kWarpSize) {
+        const uint32_t unit = static_cast<uint32_t>(i / chunks);
+        const auto chunk = static_cast<uint32_t>(work.last_keys * kChunks + i % chunks);
+        store_bytes(memory + (shared.v(stage) - shared.base) + unit * A::kUnitBytes + chunk * 16,
+                    Chunk{});
+      }
+      ptx::fence_proxy_async();
+      sync_warp();
+      if (lane_idx == 0) ptx::mbarrier_arrive(shared.v_full(stage));
+    }
+    stage = (stage + static_cast<uint32_t>(work.num_blocks)) % A::kNumStages;
+  }
+}
+
+// ---- the consumers ----
+
+// What a thread holds of its warpgroup's 64 rows: values of rows lane / 4 and lane / 4 + 8 of its
+// warp's 16, of each two columns of every 8.
+struct AttentionRows {
+  float max[2];    // of the scores, as far as the weights are scaled by it
+  float shift[2];  // its multiple that is subtracted: max * scale_log2, or 0 where there is none
+  float sum[2];    // of the weights of this thread's columns
+};
+
+KEYE_DEVICE uint64_t advanced(uint64_t descriptor, uint32_t bytes) {
+  return descriptor + (bytes >> 4);
+}
+
+// scores [64, BLOCK_N] = q k^T
+template <class T, int kHeadDim>
+KEYE_DEVICE void attention_sm90_scores(float (&scores)[AttentionSm90<kHeadDim>::BLOCK_N / 2],
+                                       uint32_t q, uint32_t k) {
+  using A = AttentionSm90<kHeadDim>;
+  const uint64_t q_matrix = ptx::wgmma_descriptor({q, 0, 8 * A::kSpan, 0, A::kSwizzle});
+  const uint64_t k_matrix = ptx::wgmma_descriptor({k, 0, 8 * A::kSpan, 0, A::kSwizzle});
+  constexpr int kStepsOfUnit = A::kUnitColumns / 16;
+#pragma unroll
+  for (int step = 0; step < A::kHeadSteps; step++) {
+    // The hardware swizzles addresses, so that 16 values further is 32 bytes further.
+    const uint32_t inside = step % kStepsOfUnit * 32;
+    const uint32_t unit = step / kStepsOfUnit;
+    ptx::wgmma_ss<T, A::BLOCK_N>(scores, advanced(q_matrix, unit * A::kUnitBytesQ + inside),
+                                 advanced(k_matrix, unit * A::kUnitBytes + inside), step > 0);
+  }
+}
+
+// out [64, kHeadDim] += weights v
+template <class T, int kHeadDim>
+KEYE_DEVICE void attention_sm90_values(
+    float (&out)[kHeadDim / 2], const uint32_t (&weights)[AttentionSm90<kHeadDim>::kKeySteps][4],
+    uint32_t v) {
+  using A = AttentionSm90<kHeadDim>;
+  const uint64_t v_matrix =
+      ptx::wgmma_descriptor({v, A::kUnitBytes, 8 * A::kSpan, 0, A::kSwizzle});
+#pragma unroll
+  for (int step = 0; step < A::kKeySteps; step++) {
+    ptx::wgmma_rs<T, kHeadDim, ptx::Major::kMN>(out, weights[step],
+                                                advanced(v_matrix, step * 16 * A::kSpan), true);
+  }
+}
+
+// Hides keys that a row does not see. `limits` counts those that it sees from this block on.
+template <int kCount>
+KEYE_DEVICE void attention_mask(float (&scores)[kCount], const int (&limits)[2]) {
+  const int first = thread_idx() % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < kCount; i++) {
+    const int column = i / 4 * 8 + i % 2 + first;
+    if (column >= limits[i / 2 % 2]) scores[i] = -INFINITY;
+  }
+}
+
+// Scores become weights. The factors that what was summed before has to be multiplied by.
+template <int kCount>
+KEYE_DEVICE void attention_softmax(float (&scores)[kCount], AttentionRows& rows, float scale_log2,
+                                   float (&factors)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    float highest = scores[r * 2];
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+      highest = max_of(highest, max_of(scores[i + r * 2], scores[i + r * 2 + 1]));
+    }
+    highest = max_of(highest, shuffle_xor(highest, 1));
+    highest = max_of(highest, shuffle_xor(highest, 2));
+
+    // NOTE: no maximum yet is -inf, and the difference of two of them no number: nothing grows.
+    factors[r] = 1.0f;
+    if ((highest - rows.max[r]) * scale_log2 > kRescaleThreshold) {
+      const float before = rows.max[r] == -INFINITY ? -INFINITY : rows.shift[r];
+      rows.max[r] = highest;
+      rows.shift[r] = highest * scale_log2;
+      factors[r] = ptx::ex2_approx_ftz(before - rows.shift[r]);
+    }
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        float& score = scores[i + r * 2 + j];
+        score = ptx::ex2_approx_ftz(score * scale_log2 - rows.shift[r]);
+        sum += score;
+      }
+    }
+    rows.sum[r] = rows.sum[r] * factors[r] + sum;
+  }
+}
+
+// Weights as the left operand of a product: a step is 16 keys.
+template <class T, int kCount>
+KEYE_DEVICE void attention_round(uint32_t (&weights)[kCount / 8][4], const float (&scores)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount / 8; i++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      weights[i][j] = ptx::cvt_rn_x2<T>(scores[i * 8 + j * 2], scores[i * 8 + j * 2 + 1]);
+    }
+  }
+}
+
+template <int kCount>
+KEYE_DEVICE void attention_rescale(float (&out)[kCount], const float (&factors)[2]) {
+  if (!warp_any(factors[0] != 1.0f || factors[1] != 1.0f)) return;
+#pragma unroll
+  for (int i = 0; i < kCount; i++) out[i] *= factors[i / 2 % 2];
+}
+
+// Rows of out, divided by their sums, and of lse.
+template <class T, int kHeadDim>
+KEYE_DEVICE void attention_sm90_store(const VarlenAttentionParams& op, const AttentionWork& work,
+                                      int first_row, AttentionRows& rows,
+                                      const float (&out)[kHeadDim / 2]) {
+  constexpr float kLn2 = 0.693147180559945309f;
+  const int lane_idx = thread_idx() % kWarpSize;
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    float sum = rows.sum[r];
+    sum += shuffle_xor(sum, 1);
+    sum += shuffle_xor(sum, 2);
+    const int row = first_row + lane_idx / 4 + r * 8;
+    if (row >= work.num_rows) continue;
+    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+    T* const to = static_cast<T*>(op.out.data) + (work.tile.row + int64_t{row}) * op.out.stride_row +
+                  work.head * op.out.stride_head + lane_idx % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kHeadDim / 8; i++) {
+      const int at = i * 4 + r * 2;
+      store_bytes(to + i * 8, ptx::cvt_rn_x2<T>(out[at] * inverse, out[at + 1] * inverse));
+    }
+    if (op.softmax_lse != nullptr && lane_idx % 4 == 0) {
+      static_cast<float*>(op.softmax_lse)[work.head * op.total_q + work.tile.row + row] =
+          sum == 0.0f ? -INFINITY : rows.shift[r] * kLn2 + log_of(sum);
+    }
+  }
+}
+
+// A warpgroup takes its turn at the tensor cores, and gives it to the other one.
+template <int kHeadDim>
+KEYE_DEVICE void attention_take_turn(int consumer_idx) {
+  ptx::bar_sync(1 + consumer_idx, AttentionSm90<kHeadDim>::kConsumerThreads);
+}
+template <int kHeadDim>
+KEYE_DEVICE void attention_give_turn(int consumer_idx) {
+  ptx::bar_arrive(1 + (consumer_idx ^ 1), AttentionSm90<kHeadDim>::kConsumerThreads);
+}
+
+template <class T, int kHeadDim>
+KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
+                                        const AttentionSm90Shared<kHeadDim>& shared,
+                                        int consumer_idx, int64_t num_items) {
+  using A = AttentionSm90<kHeadDim>;
+  const VarlenAttentionParams& op = params.op;
+  const int lane_idx = thread_idx() % kWarpSize;
+  const int first_row = consumer_idx * 64 + thread_idx() % 128 / kWarpSize * 16;
+  const uint32_t q = shared.q() + static_cast<uint32_t>(consumer_idx) * 64 * A::kSpan;
+  AttentionRing<A::kNumStages> ring, ring_v;
+  uint32_t q_phase = 0;
+  const auto leave = [&](uint32_t empty) {
+    sync_warp();
+    if (lane_idx == 0) ptx::mbarrier_arrive(empty);
+  };
+
+  if (consumer_idx == 1) attention_give_turn<kHeadDim>(consumer_idx);
+  for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
+    const AttentionWork work = attention_work<A::BLOCK_N>(op, item);
+    AttentionRows rows{{-INFINITY, -INFINITY}, {0.0f, 0.0f}, {0.0f, 0.0f}};
+    float out[kHeadDim / 2];
+#pragma unroll
+    for (int i = 0; i < kHeadDim / 2; i++) out[i] = 0.0f;
+
+    if (work.num_blocks > 0) {
+      float scores[A::BLOCK_N / 2], factors[2];
+      uint32_t weights[A::kKeySteps][4];
+      // Keys that each row sees; the first row of the warpgroup sees the fewest.
+      int limits[2];
+#pragma unroll
+      for (int r = 0; r < 2; r++) {
+        limits[r] = static_cast<int>(
+            visible_keys_of(op.causal, work.tile, first_row + lane_idx / 4 + r * 8));
+      }
+      const int least = static_cast<int>(visible_keys_of(op.causal, work.tile, consumer_idx * 64));
+      const auto finish_scores = [&](int block) {
+        if (params.score_sign != 1.0f) {
+#pragma unroll
+          for (int i = 0; i < A::BLOCK_N / 2; i++) scores[i] *= params.score_sign;
+        }
+        const int before = block * A::BLOCK_N;
+        if (before + A::BLOCK_N > least) {
+          attention_mask(scores, {limits[0] - before, limits[1] - before});
+        }
+        attention_softmax(scores, rows, params.scale_log2, factors);
+      };
+
+      // The last block of keys comes first: it is the one that has hidden keys.
+      int block = work.num_blocks - 1;
+      ptx::mbarrier_wait(shared.q_full(), q_phase);
+      q_phase ^= 1;
+      ptx::mbarrier_wait(shared.k_full(ring.stage), ring.phase);
+      ptx::wgmma_fence();
+      attention_sm90_scores<T, kHeadDim>(scores, q, shared.k(ring.stage));
+      ptx::wgmma_commit_group();
+      ptx::wgmma_wait_group<0>();
+      ptx::wgmma_accumulators_ready(scores);
+      leave(shared.k_empty(ring.stage));
+      ring.advance();
+      finish_scores(block);
+      attention_round<T>(weights, scores);
+
+      // The scores of a block and the values of the one before it are computed together.
+      for (block--; block >= 0; block--) {
+        ptx::mbarrier_wait(shared.k_full(ring.stage), ring.phase);
+        attention_take_turn<kHeadDim>(consumer_idx);
+        ptx::wgmma_fence();
+        attention_sm90_scores<T, kHeadDim>(scores, q, shared.k(ring.stage));
+        ptx::wgmma_commit_group();
+        ptx::mbarrier_wait(shared.v_full(ring_v.stage), ring_v.phase);
+        attention_sm90_values<T, kHeadDim>(out, weights, shared.v(ring_v.stage));
+        ptx::wgmma_commit_group();
+        attention_give_turn<kHeadDim>(consumer_idx);
+        ptx::wgmma_wait_group<1>();
+        ptx::wgmma_accumulators_ready(scores);
+        leave(shared.k_empty(ring.stage));
+        ring.advance();
+        finish_scores(block);
+        ptx::wgmma_wait_group<0>();
+        ptx::wgmma_accumulators_ready(out);
+        leave(shared.v_empty(ring_v.stage));
+        ring_v.advance();
+        attention_rescale(out, factors);
+        attention_round<T>(weights, scores);
+      }
+      leave(shared.q_empty());
+
+      ptx::mbarrier_wait(shared.v_full(ring_v.stage), ring_v.phase);
+      ptx::wgmma_fence();
+      attention_sm90_values<T, kHeadDim>(out, weights, shared.v(ring_v.stage));
+      ptx::wgmma_commit_group();
+      ptx::wgmma_wait_group<0>();
+      ptx::wgmma_accumulators_ready(out);
+      leave(shared.v_empty(ring_v.stage));
+      ring_v.advance();
+    }
+    attention_sm90_store<T, kHeadDim>(op, work, first_row, rows, out);
+  }
+  if (consumer_idx == 0) attention_take_turn<kHeadDim>(consumer_idx);
+}
+
+template <class T, int kHeadDim>
+KEYE_KERNEL(AttentionSm90<kHeadDim>::kNumThreads, 1)
+attention_sm90_kernel(KEYE_PARAMS AttentionSm90Params params) {
+  using A = AttentionSm90<kHeadDim>;
+  const AttentionSm90Shared<kHeadDim> shared{shared_address(shared_memory())};
+  const int warp_idx = warp_in_block();
+
+  // Make the barriers, and show them to all threads and to TMA.
+  if (thread_idx() == 0) {
+    constexpr uint32_t kConsumerWarps = A::kConsumerThreads / kWarpSize;
+    ptx::mbarrier_init(shared.q_full(), 1);
+    ptx::mbarrier_init(shared.q_empty(), kConsumerWarps);
+    for (uint32_t stage = 0; stage < A::kNumStages; stage++) {
+      ptx::mbarrier_init(shared.k_full(stage), 1);
+      ptx::mbarrier_init(shared.k_empty(stage), kConsumerWarps);
+      ptx::mbarrier_init(shared.v_full(stage), 1);
+      ptx::mbarrier_init(shared.v_empty(stage), kConsumerWarps);
+      ptx::mbarrier_init(shared.v_came(stage), 1);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  syncthreads();
+
+  const int64_t num_items = int64_t{params.op.plan.num_tiles[0]} * params.op.num_heads;
+  if (warp_idx < 4) {
+    ptx::setmaxnreg_dec<A::kProducerRegisters>();
+    if (warp_idx == 0 && ptx::elect_sync()) {
+      attention_sm90_produce<kHeadDim>(params, shared, num_items);
+    } else if (warp_idx == 1) {
+      attention_sm90_clear_ends<kHeadDim>(params, shared, num_items);
+    }
+  } else {
+    ptx::setmaxnreg_inc<A::kConsumerRegisters>();
+    attention_sm90_consume<T, kHeadDim>(params, shared, warp_idx / 4 - 1, num_items);
+  }
+}
+
+}  // namespace keye_ops
