@@ -84,8 +84,10 @@ VarlenAttentionParams attention_params(const Tensor& q, const Tensor& k, const T
   KEYE_CHECK(q.size(2) >= 1 && q.size(2) <= kMaxHeadDim, kOp, ": head_dim must be from 1 to ",
              kMaxHeadDim, ", got ", q.size(2));
   check_seqlens_pair(cu_seqlens_q, cu_seqlens_k);
-  KEYE_CHECK(same_device(cu_seqlens_q, q), kOp, ": cu_seqlens_q must be on q's device, got another");
-  KEYE_CHECK(same_device(cu_seqlens_k, q), kOp, ": cu_seqlens_k must be on q's device, got another");
+  KEYE_CHECK(same_device(cu_seqlens_q, q), kOp,
+             ": cu_seqlens_q must be on q's device, got another");
+  KEYE_CHECK(same_device(cu_seqlens_k, q), kOp,
+             ": cu_seqlens_k must be on q's device, got another");
   check_stride("q", q);
   check_stride("k", k);
   check_stride("v", v);
@@ -222,9 +224,8 @@ Tensor varlen_attention_plan(const Tensor& cu_seqlens_q, const Tensor& cu_seqlen
   params.total_k = total_k;
   params.causal = causal;
   const AttentionBackend& backend = backend_of(cu_seqlens_q);
-  const int64_t words = backend.plan == nullptr
-                            ? 0
-                            : attention_plan_words(total_q, total_k, params.num_segments);
+  const int64_t words =
+      backend.plan == nullptr ? 0 : attention_plan_words(total_q, total_k, params.num_segments);
   Tensor plan = new_empty(cu_seqlens_q, {words}, aoti_torch_dtype_int32());
   if (words > 0) {
     backend.plan(params, plan.mutable_data_ptr<int32_t>(), cu_seqlens_q.get_device_index());

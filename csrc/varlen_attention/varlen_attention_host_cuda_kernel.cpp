@@ -66,8 +66,7 @@ void varlen_attention_backward_host_cuda(const VarlenAttentionParams& given, Dty
 void varlen_attention_plan_host_cuda(const VarlenAttentionParams& given, int32_t* memory,
                                      int device_index) {
   VarlenAttentionParams params = given;
-  const int64_t words =
-      attention_plan_words(params.total_q, params.total_k, params.num_segments);
+  const int64_t words = attention_plan_words(params.total_q, params.total_k, params.num_segments);
   launch_guarded([&] {
     guard_tensor("cu_seqlens_q", params.cu_seqlens_q, sizeof(int32_t),
                  {{params.num_segments + 1, 1}}, Role::kInput);

@@ -82,8 +82,8 @@ inline void check_attention_rows(const char* name, const AttentionTensor& x) {
   }
 }
 
-// The factor of scores in powers of two, and the sign that they are multiplied by before it, so that
-// the highest score has the highest weight.
+// The factor of scores in powers of two, and the sign that they are multiplied by before it, so
+// that the highest score has the highest weight.
 struct AttentionScale {
   float scale_log2, sign;
 };

@@ -148,8 +148,7 @@ KEYE_DEVICE void plan_side(const AttentionPlanParams& params, PlanShared& shared
   }
   syncthreads();
   for_each_tile(params, of_queries, bad, [&](const AttentionTile& tile, bool active) {
-    const uint32_t place =
-        add_to_class(shared.count, plan_class(params, of_queries, tile), active);
+    const uint32_t place = add_to_class(shared.count, plan_class(params, of_queries, tile), active);
     if (active && place < side.max_tiles) store_bytes(&side.tiles[place], tile);
   });
   syncthreads();

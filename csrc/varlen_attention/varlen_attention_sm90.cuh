@@ -22,13 +22,22 @@ struct AttentionSm90Params {
   float score_sign;  // 1, -1 or 0
 };
 
-template <int kHeadDim>
+// kConsumers warpgroups have 64 rows each.
+template <class T, int kHeadDim_, int kConsumers_>
 struct AttentionSm90 {
-  static constexpr int kConsumers = 2;  // warpgroups
+  using Type = T;
+  static constexpr int kHeadDim = kHeadDim_, kConsumers = kConsumers_;
   static constexpr int BLOCK_M = 64 * kConsumers, BLOCK_N = 128;
-  static constexpr int kConsumerThreads = kConsumers * 128;
-  static constexpr int kNumThreads = 128 + kConsumerThreads;
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  static constexpr int kProducerThreads = 128, kConsumerThreads = kConsumers * 128;
+  static constexpr int kNumThreads = kProducerThreads + kConsumerThreads;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
+  static_assert(kConsumers == 2 || kConsumers == 3, "what the registers of a block allow");
+
+  // Rows of whole lines of 128 bytes come by TMA. Others would cost it a request for every line
+  // that a unit's row touches, which bounds the kernel (480 TFLOP/s without any arithmetic), so
+  // threads copy them.
+  static constexpr bool kByTma = kHeadDim % 64 == 0;
 
   // A tile is units of as many columns as the swizzle spans, one behind another.
   static constexpr Swizzle kSwizzle = kHeadDim % 64 == 0 ? Swizzle::k128 : Swizzle::k64;
@@ -40,6 +49,16 @@ struct AttentionSm90 {
   static constexpr uint32_t kUnitBytesQ = BLOCK_M * kSpan, kUnitBytes = BLOCK_N * kSpan;
   static constexpr uint32_t kTileBytesQ = kUnits * kUnitBytesQ, kTileBytes = kUnits * kUnitBytes;
 
+  // Where 16 bytes of a row lie in a tile of kRows rows.
+  template <int kRows>
+  KEYE_DEVICE static uint32_t offset(int row, int chunk) {
+    constexpr int kUnitChunks = kSpan / 16;
+    const auto unit = static_cast<uint32_t>(chunk / kUnitChunks);
+    return unit * kRows * kSpan +
+           swizzled(kSwizzle, static_cast<uint32_t>(row) * kSpan +
+                                  static_cast<uint32_t>(chunk % kUnitChunks) * 16);
+  }
+
   // Shared memory: the tile of Q, rings of K and V, barriers.
   static constexpr uint32_t kMaxSharedBytes = 227 * 1024;
   static constexpr uint32_t kFit = (kMaxSharedBytes - 1024 - kTileBytesQ) / (2 * kTileBytes);
@@ -50,7 +69,6 @@ struct AttentionSm90 {
   static constexpr uint32_t kSharedBytes = kBarriers + (2 + 5 * kNumStages) * sizeof(uint64_t);
 
   static_assert(kNumStages >= 2, "a stage is refilled while another is read");
-  static_assert(BLOCK_M == kAttentionTileRows, "a tile of the plan is a tile of the kernel");
   static_assert(kTileBytesQ % 1024 == 0 && kTileBytes % 1024 == 0,
                 "tiles are aligned to the swizzle's pattern");
 };
@@ -61,9 +79,8 @@ constexpr float kRescaleThreshold = 8.0f;
 
 // ---- where things are ----
 
-template <int kHeadDim>
+template <class A>
 struct AttentionSm90Shared {
-  using A = AttentionSm90<kHeadDim>;
   uint32_t base;
 
   KEYE_DEVICE uint32_t q() const { return base; }
@@ -106,24 +123,23 @@ struct AttentionWork {
   int last_keys;  // of the segment that are left for the last of the blocks; may be more than that
 };
 
-template <int BLOCK_N>
+template <class A>
 KEYE_DEVICE AttentionWork attention_work(const VarlenAttentionParams& op, int64_t item) {
   AttentionWork work;
   work.tile = load_bytes<AttentionTile>(&op.plan.q_tiles[item / op.num_heads]);
   work.head = static_cast<int>(item % op.num_heads);
-  work.num_rows = min(work.tile.rows_left, kAttentionTileRows);
+  work.num_rows = min(work.tile.rows_left, A::BLOCK_M);
   const int seen = static_cast<int>(visible_keys_of(op.causal, work.tile, work.num_rows - 1));
-  work.num_blocks = (seen + BLOCK_N - 1) / BLOCK_N;
-  work.last_keys = work.tile.other_len - (work.num_blocks - 1) * BLOCK_N;
+  work.num_blocks = (seen + A::BLOCK_N - 1) / A::BLOCK_N;
+  work.last_keys = work.tile.other_len - (work.num_blocks - 1) * A::BLOCK_N;
   return work;
 }
 
-// ---- the producer: one thread waits for stages to become empty, and refills them ----
+// ---- by TMA: one thread waits for stages to become empty, and refills them ----
 
-template <int kHeadDim>
+template <class A>
 KEYE_DEVICE void attention_sm90_load(uint32_t tile, uint32_t unit_bytes, const TensorMap& map,
                                      int row, int head, uint32_t full) {
-  using A = AttentionSm90<kHeadDim>;
 #pragma unroll
   for (int i = 0; i < A::kUnits; i++) {
     ptx::cp_async_bulk_tensor_load(tile + i * unit_bytes, map, {i * A::kUnitColumns, row, head},
@@ -131,37 +147,33 @@ KEYE_DEVICE void attention_sm90_load(uint32_t tile, uint32_t unit_bytes, const T
   }
 }
 
-template <int kHeadDim>
+template <class A>
 KEYE_DEVICE void attention_sm90_produce(const AttentionSm90Params& params,
-                                        const AttentionSm90Shared<kHeadDim>& shared,
-                                        int64_t num_items) {
-  using A = AttentionSm90<kHeadDim>;
+                                        const AttentionSm90Shared<A>& shared, int64_t num_items) {
   const VarlenAttentionParams& op = params.op;
   const int group = op.num_heads / op.num_kv_heads;
   AttentionRing<A::kNumStages> ring;
   uint32_t q_phase = 0;
   for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
-    const AttentionWork work = attention_work<A::BLOCK_N>(op, item);
+    const AttentionWork work = attention_work<A>(op, item);
     if (work.num_blocks == 0) continue;
     ptx::mbarrier_wait(shared.q_empty(), q_phase ^ 1);
     q_phase ^= 1;
     ptx::mbarrier_arrive_expect_tx(shared.q_full(), A::kTileBytesQ);
-    attention_sm90_load<kHeadDim>(shared.q(), A::kUnitBytesQ, params.q, work.tile.row, work.head,
-                                  shared.q_full());
+    attention_sm90_load<A>(shared.q(), A::kUnitBytesQ, params.q, work.tile.row, work.head,
+                           shared.q_full());
     const int kv_head = work.head / group;
     for (int block = work.num_blocks - 1; block >= 0; block--) {
       const int row = work.tile.other_begin + block * A::BLOCK_N;
       const uint32_t k_full = shared.k_full(ring.stage);
       ptx::mbarrier_wait(shared.k_empty(ring.stage), ring.phase ^ 1);
       ptx::mbarrier_arrive_expect_tx(k_full, A::kTileBytes);
-      attention_sm90_load<kHeadDim>(shared.k(ring.stage), A::kUnitBytes, params.k, row, kv_head,
-                                    k_full);
+      attention_sm90_load<A>(shared.k(ring.stage), A::kUnitBytes, params.k, row, kv_head, k_full);
       const bool has_end = block == work.num_blocks - 1 && work.last_keys < A::BLOCK_N;
       const uint32_t v_full = has_end ? shared.v_came(ring.stage) : shared.v_full(ring.stage);
       ptx::mbarrier_wait(shared.v_empty(ring.stage), ring.phase ^ 1);
       ptx::mbarrier_arrive_expect_tx(v_full, A::kTileBytes);
-      attention_sm90_load<kHeadDim>(shared.v(ring.stage), A::kUnitBytes, params.v, row, kv_head,
-                                    v_full);
+      attention_sm90_load<A>(shared.v(ring.stage), A::kUnitBytes, params.v, row, kv_head, v_full);
       ring.advance();
     }
   }
@@ -169,11 +181,10 @@ KEYE_DEVICE void attention_sm90_produce(const AttentionSm90Params& params,
 
 // A warp of its own clears the rows of V behind the end of the segment: they are another's, and
 // zero times its infinities would not be zero.
-template <int kHeadDim>
+template <class A>
 KEYE_DEVICE void attention_sm90_clear_ends(const AttentionSm90Params& params,
-                                           const AttentionSm90Shared<kHeadDim>& shared,
+                                           const AttentionSm90Shared<A>& shared,
                                            int64_t num_items) {
-  using A = AttentionSm90<kHeadDim>;
   struct alignas(16) Chunk {
     uint32_t words[4];
   };
@@ -182,7 +193,7 @@ KEYE_DEVICE void attention_sm90_clear_ends(const AttentionSm90Params& params,
   unsigned char* const memory = shared_memory();
   uint32_t stage = 0, phases = 0;  // a bit for each stage
   for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
-    const AttentionWork work = attention_work<A::BLOCK_N>(params.op, item);
+    const AttentionWork work = attention_work<A>(params.op, item);
     if (work.num_blocks == 0) continue;
     if (work.last_keys < A::BLOCK_N) {
       ptx::mbarrier_wait(shared.v_came(stage), phases >> stage & 1);
@@ -202,6 +213,120 @@ KEYE_DEVICE void attention_sm90_clear_ends(const AttentionSm90Params& params,
   }
 }
 
+// ---- by cp.async: a warpgroup copies 16 bytes a thread ----
+
+// Spare columns of Q and K stay zeros: no copy touches them.
+template <class A>
+KEYE_DEVICE void attention_sm90_clear_spare_columns(const AttentionSm90Shared<A>& shared) {
+  struct alignas(16) Chunk {
+    uint32_t words[4];
+  };
+  constexpr int kChunks = A::kHeadDim / 8, kAllChunks = A::kHeadSteps * 2;
+  if constexpr (kChunks < kAllChunks) {
+    unsigned char* const memory = shared_memory();
+    for (int row = thread_idx(); row < A::BLOCK_M + A::kNumStages * A::BLOCK_N;
+         row += A::kNumThreads) {
+      const bool of_q = row < A::BLOCK_M;
+      const int key = row - A::BLOCK_M;
+      const uint32_t tile = of_q ? shared.q() : shared.k(static_cast<uint32_t>(key / A::BLOCK_N));
+      const uint32_t place = of_q ? A::template offset<A::BLOCK_M>(row, kChunks)
+                                  : A::template offset<A::BLOCK_N>(key % A::BLOCK_N, kChunks);
+      store_bytes(memory + (tile - shared.base) + place, Chunk{});
+    }
+    ptx::fence_proxy_async();
+  }
+}
+
+// What a thread has copied and not yet shown to the consumers.
+struct AttentionCopies {
+  static constexpr int kInFlight = 4;  // tiles
+  uint32_t full[kInFlight + 1];        // barriers, the oldest first
+  int count = 0;
+
+  KEYE_DEVICE void show_oldest() {
+    ptx::fence_proxy_async();
+    sync_warp();
+    if (thread_idx() % kWarpSize == 0) ptx::mbarrier_arrive(full[0]);
+#pragma unroll
+    for (int i = 0; i < kInFlight; i++) full[i] = full[i + 1];
+    count--;
+  }
+  KEYE_DEVICE void show_all() {
+    ptx::cp_async_wait_group<0>();
+    while (count > 0) show_oldest();
+  }
+  // A tile more is on its way.
+  KEYE_DEVICE void add(uint32_t barrier) {
+    ptx::cp_async_commit_group();
+#pragma unroll
+    for (int i = 0; i <= kInFlight; i++) {
+      if (i == count) full[i] = barrier;
+    }
+    count++;
+    if (count > kInFlight) {
+      ptx::cp_async_wait_group<kInFlight>();
+      show_oldest();
+    }
+  }
+  // NOTE: who waits for consumers must not keep from them what they may be waiting for.
+  KEYE_DEVICE void wait(uint32_t empty, uint32_t parity) {
+    if (warp_all(ptx::mbarrier_test_wait_parity(empty, parity))) return;
+    show_all();
+    ptx::mbarrier_wait(empty, parity);
+  }
+};
+
+// Starts the copy of rows of a head; zeros in place of those from num_rows on.
+template <class A, int kRows>
+KEYE_DEVICE void attention_sm90_copy_tile(uint32_t tile, const AttentionTensor& x, int64_t row,
+                                          int head, int num_rows) {
+  using T = typename A::Type;
+  constexpr int kChunks = A::kHeadDim / 8, kCopies = kRows * kChunks;
+  const T* const source = static_cast<const T*>(x.data) + row * x.stride_row + head * x.stride_head;
+#pragma unroll
+  for (int i = 0; i < (kCopies + A::kProducerThreads - 1) / A::kProducerThreads; i++) {
+    const int idx = i * A::kProducerThreads + thread_idx();
+    if (kCopies % A::kProducerThreads != 0 && idx >= kCopies) break;
+    const int tile_row = idx / kChunks, chunk = idx % kChunks;
+    const bool inside = tile_row < num_rows;
+    // NOTE: nothing is read where the source has no bytes, but its address must be a good one.
+    const T* const from = inside ? source + tile_row * x.stride_row + chunk * 8 : source;
+    ptx::cp_async_cg(tile + A::template offset<kRows>(tile_row, chunk), from, inside ? 16 : 0);
+  }
+}
+
+template <class A>
+KEYE_DEVICE void attention_sm90_copy(const AttentionSm90Params& params,
+                                     const AttentionSm90Shared<A>& shared, int64_t num_items) {
+  const VarlenAttentionParams& op = params.op;
+  const int group = op.num_heads / op.num_kv_heads;
+  AttentionRing<A::kNumStages> ring;
+  AttentionCopies copies;
+  uint32_t q_phase = 0;
+  for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
+    const AttentionWork work = attention_work<A>(op, item);
+    if (work.num_blocks == 0) continue;
+    copies.wait(shared.q_empty(), q_phase ^ 1);
+    q_phase ^= 1;
+    attention_sm90_copy_tile<A, A::BLOCK_M>(shared.q(), op.q, work.tile.row, work.head,
+                                            work.num_rows);
+    copies.add(shared.q_full());
+    const int kv_head = work.head / group;
+    for (int block = work.num_blocks - 1; block >= 0; block--) {
+      const int64_t row = int64_t{work.tile.other_begin} + block * A::BLOCK_N;
+      const int num_rows = work.tile.other_len - block * A::BLOCK_N;
+      copies.wait(shared.k_empty(ring.stage), ring.phase ^ 1);
+      attention_sm90_copy_tile<A, A::BLOCK_N>(shared.k(ring.stage), op.k, row, kv_head, num_rows);
+      copies.add(shared.k_full(ring.stage));
+      copies.wait(shared.v_empty(ring.stage), ring.phase ^ 1);
+      attention_sm90_copy_tile<A, A::BLOCK_N>(shared.v(ring.stage), op.v, row, kv_head, num_rows);
+      copies.add(shared.v_full(ring.stage));
+      ring.advance();
+    }
+  }
+  copies.show_all();
+}
+
 // ---- the consumers ----
 
 // What a thread holds of its warpgroup's 64 rows: values of rows lane / 4 and lane / 4 + 8 of its
@@ -217,10 +342,8 @@ KEYE_DEVICE uint64_t advanced(uint64_t descriptor, uint32_t bytes) {
 }
 
 // scores [64, BLOCK_N] = q k^T
-template <class T, int kHeadDim>
-KEYE_DEVICE void attention_sm90_scores(float (&scores)[AttentionSm90<kHeadDim>::BLOCK_N / 2],
-                                       uint32_t q, uint32_t k) {
-  using A = AttentionSm90<kHeadDim>;
+template <class A>
+KEYE_DEVICE void attention_sm90_scores(float (&scores)[A::BLOCK_N / 2], uint32_t q, uint32_t k) {
   const uint64_t q_matrix = ptx::wgmma_descriptor({q, 0, 8 * A::kSpan, 0, A::kSwizzle});
   const uint64_t k_matrix = ptx::wgmma_descriptor({k, 0, 8 * A::kSpan, 0, A::kSwizzle});
   constexpr int kStepsOfUnit = A::kUnitColumns / 16;
@@ -229,23 +352,21 @@ KEYE_DEVICE void attention_sm90_scores(float (&scores)[AttentionSm90<kHeadDim>::
     // The hardware swizzles addresses, so that 16 values further is 32 bytes further.
     const uint32_t inside = step % kStepsOfUnit * 32;
     const uint32_t unit = step / kStepsOfUnit;
-    ptx::wgmma_ss<T, A::BLOCK_N>(scores, advanced(q_matrix, unit * A::kUnitBytesQ + inside),
-                                 advanced(k_matrix, unit * A::kUnitBytes + inside), step > 0);
+    ptx::wgmma_ss<typename A::Type, A::BLOCK_N>(
+        scores, advanced(q_matrix, unit * A::kUnitBytesQ + inside),
+        advanced(k_matrix, unit * A::kUnitBytes + inside), step > 0);
   }
 }
 
 // out [64, kHeadDim] += weights v
-template <class T, int kHeadDim>
-KEYE_DEVICE void attention_sm90_values(
-    float (&out)[kHeadDim / 2], const uint32_t (&weights)[AttentionSm90<kHeadDim>::kKeySteps][4],
-    uint32_t v) {
-  using A = AttentionSm90<kHeadDim>;
-  const uint64_t v_matrix =
-      ptx::wgmma_descriptor({v, A::kUnitBytes, 8 * A::kSpan, 0, A::kSwizzle});
+template <class A>
+KEYE_DEVICE void attention_sm90_values(float (&out)[A::kHeadDim / 2],
+                                       const uint32_t (&weights)[A::kKeySteps][4], uint32_t v) {
+  const uint64_t v_matrix = ptx::wgmma_descriptor({v, A::kUnitBytes, 8 * A::kSpan, 0, A::kSwizzle});
 #pragma unroll
   for (int step = 0; step < A::kKeySteps; step++) {
-    ptx::wgmma_rs<T, kHeadDim, ptx::Major::kMN>(out, weights[step],
-                                                advanced(v_matrix, step * 16 * A::kSpan), true);
+    ptx::wgmma_rs<typename A::Type, A::kHeadDim, ptx::Major::kMN>(
+        out, weights[step], advanced(v_matrix, step * 16 * A::kSpan), true);
   }
 }
 
@@ -298,7 +419,8 @@ KEYE_DEVICE void attention_softmax(float (&scores)[kCount], AttentionRows& rows,
 
 // Weights as the left operand of a product: a step is 16 keys.
 template <class T, int kCount>
-KEYE_DEVICE void attention_round(uint32_t (&weights)[kCount / 8][4], const float (&scores)[kCount]) {
+KEYE_DEVICE void attention_round(uint32_t (&weights)[kCount / 8][4],
+                                 const float (&scores)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount / 8; i++) {
 #pragma unroll
@@ -330,7 +452,8 @@ KEYE_DEVICE void attention_sm90_store(const VarlenAttentionParams& op, const Att
     const int row = first_row + lane_idx / 4 + r * 8;
     if (row >= work.num_rows) continue;
     const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
-    T* const to = static_cast<T*>(op.out.data) + (work.tile.row + int64_t{row}) * op.out.stride_row +
+    T* const to = static_cast<T*>(op.out.data) +
+                  (work.tile.row + int64_t{row}) * op.out.stride_row +
                   work.head * op.out.stride_head + lane_idx % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kHeadDim / 8; i++) {
@@ -344,21 +467,22 @@ KEYE_DEVICE void attention_sm90_store(const VarlenAttentionParams& op, const Att
   }
 }
 
-// A warpgroup takes its turn at the tensor cores, and gives it to the other one.
-template <int kHeadDim>
+// Warpgroups take turns at the tensor cores: each gives the turn to the next one.
+template <class A>
 KEYE_DEVICE void attention_take_turn(int consumer_idx) {
-  ptx::bar_sync(1 + consumer_idx, AttentionSm90<kHeadDim>::kConsumerThreads);
+  ptx::bar_sync(1 + consumer_idx, 2 * 128);
 }
-template <int kHeadDim>
+template <class A>
 KEYE_DEVICE void attention_give_turn(int consumer_idx) {
-  ptx::bar_arrive(1 + (consumer_idx ^ 1), AttentionSm90<kHeadDim>::kConsumerThreads);
+  ptx::bar_arrive(1 + (consumer_idx + 1) % A::kConsumers, 2 * 128);
 }
 
-template <class T, int kHeadDim>
+template <class A>
 KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
-                                        const AttentionSm90Shared<kHeadDim>& shared,
-                                        int consumer_idx, int64_t num_items) {
-  using A = AttentionSm90<kHeadDim>;
+                                        const AttentionSm90Shared<A>& shared, int consumer_idx,
+                                        int64_t num_items) {
+  constexpr int kHeadDim = A::kHeadDim;
+  using T = typename A::Type;
   const VarlenAttentionParams& op = params.op;
   const int lane_idx = thread_idx() % kWarpSize;
   const int first_row = consumer_idx * 64 + thread_idx() % 128 / kWarpSize * 16;
@@ -370,14 +494,33 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
     if (lane_idx == 0) ptx::mbarrier_arrive(empty);
   };
 
-  if (consumer_idx == 1) attention_give_turn<kHeadDim>(consumer_idx);
+  if (consumer_idx == A::kConsumers - 1) attention_give_turn<A>(consumer_idx);
   for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
-    const AttentionWork work = attention_work<A::BLOCK_N>(op, item);
+    const AttentionWork work = attention_work<A>(op, item);
     AttentionRows rows{{-INFINITY, -INFINITY}, {0.0f, 0.0f}, {0.0f, 0.0f}};
     float out[kHeadDim / 2];
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; i++) out[i] = 0.0f;
 
+    if (work.num_blocks > 0 && consumer_idx * 64 >= work.num_rows) {
+      // A tile without rows for this warpgroup: it only lets the others go on.
+      ptx::mbarrier_wait(shared.q_full(), q_phase);
+      q_phase ^= 1;
+      for (int block = 0; block < work.num_blocks; block++) {
+        ptx::mbarrier_wait(shared.k_full(ring.stage), ring.phase);
+        leave(shared.k_empty(ring.stage));
+        ring.advance();
+        if (block > 0) {
+          attention_take_turn<A>(consumer_idx);
+          attention_give_turn<A>(consumer_idx);
+        }
+        ptx::mbarrier_wait(shared.v_full(ring_v.stage), ring_v.phase);
+        leave(shared.v_empty(ring_v.stage));
+        ring_v.advance();
+      }
+      leave(shared.q_empty());
+      continue;
+    }
     if (work.num_blocks > 0) {
       float scores[A::BLOCK_N / 2], factors[2];
       uint32_t weights[A::kKeySteps][4];
@@ -407,7 +550,7 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
       q_phase ^= 1;
       ptx::mbarrier_wait(shared.k_full(ring.stage), ring.phase);
       ptx::wgmma_fence();
-      attention_sm90_scores<T, kHeadDim>(scores, q, shared.k(ring.stage));
+      attention_sm90_scores<A>(scores, q, shared.k(ring.stage));
       ptx::wgmma_commit_group();
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_accumulators_ready(scores);
@@ -419,14 +562,14 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
       // The scores of a block and the values of the one before it are computed together.
       for (block--; block >= 0; block--) {
         ptx::mbarrier_wait(shared.k_full(ring.stage), ring.phase);
-        attention_take_turn<kHeadDim>(consumer_idx);
+        attention_take_turn<A>(consumer_idx);
         ptx::wgmma_fence();
-        attention_sm90_scores<T, kHeadDim>(scores, q, shared.k(ring.stage));
+        attention_sm90_scores<A>(scores, q, shared.k(ring.stage));
         ptx::wgmma_commit_group();
         ptx::mbarrier_wait(shared.v_full(ring_v.stage), ring_v.phase);
-        attention_sm90_values<T, kHeadDim>(out, weights, shared.v(ring_v.stage));
+        attention_sm90_values<A>(out, weights, shared.v(ring_v.stage));
         ptx::wgmma_commit_group();
-        attention_give_turn<kHeadDim>(consumer_idx);
+        attention_give_turn<A>(consumer_idx);
         ptx::wgmma_wait_group<1>();
         ptx::wgmma_accumulators_ready(scores);
         leave(shared.k_empty(ring.stage));
@@ -443,7 +586,7 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
 
       ptx::mbarrier_wait(shared.v_full(ring_v.stage), ring_v.phase);
       ptx::wgmma_fence();
-      attention_sm90_values<T, kHeadDim>(out, weights, shared.v(ring_v.stage));
+      attention_sm90_values<A>(out, weights, shared.v(ring_v.stage));
       ptx::wgmma_commit_group();
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_accumulators_ready(out);
@@ -452,43 +595,47 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
     }
     attention_sm90_store<T, kHeadDim>(op, work, first_row, rows, out);
   }
-  if (consumer_idx == 0) attention_take_turn<kHeadDim>(consumer_idx);
+  if (consumer_idx == 0) attention_take_turn<A>(consumer_idx);
 }
 
-template <class T, int kHeadDim>
-KEYE_KERNEL(AttentionSm90<kHeadDim>::kNumThreads, 1)
+template <class T, int kHeadDim, int kConsumers>
+KEYE_KERNEL((AttentionSm90<T, kHeadDim, kConsumers>::kNumThreads), 1)
 attention_sm90_kernel(KEYE_PARAMS AttentionSm90Params params) {
-  using A = AttentionSm90<kHeadDim>;
-  const AttentionSm90Shared<kHeadDim> shared{shared_address(shared_memory())};
+  using A = AttentionSm90<T, kHeadDim, kConsumers>;
+  const AttentionSm90Shared<A> shared{shared_address(shared_memory())};
   const int warp_idx = warp_in_block();
 
   // Make the barriers, and show them to all threads and to TMA.
   if (thread_idx() == 0) {
     constexpr uint32_t kConsumerWarps = A::kConsumerThreads / kWarpSize;
-    ptx::mbarrier_init(shared.q_full(), 1);
+    constexpr uint32_t kProducers = A::kByTma ? 1 : A::kProducerThreads / kWarpSize;
+    ptx::mbarrier_init(shared.q_full(), kProducers);
     ptx::mbarrier_init(shared.q_empty(), kConsumerWarps);
     for (uint32_t stage = 0; stage < A::kNumStages; stage++) {
-      ptx::mbarrier_init(shared.k_full(stage), 1);
+      ptx::mbarrier_init(shared.k_full(stage), kProducers);
       ptx::mbarrier_init(shared.k_empty(stage), kConsumerWarps);
-      ptx::mbarrier_init(shared.v_full(stage), 1);
+      ptx::mbarrier_init(shared.v_full(stage), kProducers);
       ptx::mbarrier_init(shared.v_empty(stage), kConsumerWarps);
       ptx::mbarrier_init(shared.v_came(stage), 1);
     }
     ptx::fence_mbarrier_init();
   }
+  if constexpr (!A::kByTma) attention_sm90_clear_spare_columns(shared);
   syncthreads();
 
   const int64_t num_items = int64_t{params.op.plan.num_tiles[0]} * params.op.num_heads;
-  if (warp_idx < 4) {
+  if (warp_idx < A::kProducerThreads / kWarpSize) {
     ptx::setmaxnreg_dec<A::kProducerRegisters>();
-    if (warp_idx == 0 && ptx::elect_sync()) {
-      attention_sm90_produce<kHeadDim>(params, shared, num_items);
+    if constexpr (!A::kByTma) {
+      attention_sm90_copy(params, shared, num_items);
+    } else if (warp_idx == 0) {
+      if (ptx::elect_sync()) attention_sm90_produce(params, shared, num_items);
     } else if (warp_idx == 1) {
-      attention_sm90_clear_ends<kHeadDim>(params, shared, num_items);
+      attention_sm90_clear_ends(params, shared, num_items);
     }
   } else {
     ptx::setmaxnreg_inc<A::kConsumerRegisters>();
-    attention_sm90_consume<T, kHeadDim>(params, shared, warp_idx / 4 - 1, num_items);
+    attention_sm90_consume(params, shared, warp_idx / 4 - 1, num_items);
   }
 }
 

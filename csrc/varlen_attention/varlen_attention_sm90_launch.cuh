@@ -11,44 +11,42 @@
 namespace keye_ops {
 
 // Rows of [rows, heads, head_dim] in boxes of box_rows rows of a unit of columns.
-template <int kHeadDim>
+template <class A>
 TensorMap attention_map(const char* name, const AttentionTensor& x, int64_t rows, int64_t heads,
                         int64_t box_rows) {
-  using A = AttentionSm90<kHeadDim>;
   constexpr int64_t kSize = 2;  // bytes of a value
   // NOTE: the stride of a dimension of one element says nothing, and TMA wants a good one.
   const auto stride = [](int64_t size, int64_t elements) {
-    return size > 1 ? elements * kSize : int64_t{kHeadDim} * kSize;
+    return size > 1 ? elements * kSize : int64_t{A::kHeadDim} * kSize;
   };
   return make_tensor_map({name,
                           x.data,
                           static_cast<int>(kSize),
-                          {kHeadDim, rows, heads},
+                          {A::kHeadDim, rows, heads},
                           {stride(rows, x.stride_row), stride(heads, x.stride_head)},
                           {A::kUnitColumns, box_rows, 1},
                           A::kSwizzle});
 }
 
-template <class T, int kHeadDim>
+template <class T, int kHeadDim, int kConsumers>
 void launch_attention_sm90(const VarlenAttentionParams& params, int num_sms, int device_index) {
-  using A = AttentionSm90<kHeadDim>;
+  using A = AttentionSm90<T, kHeadDim, kConsumers>;
   AttentionSm90Params kernel_params{};
   kernel_params.op = params;
-  kernel_params.q = attention_map<kHeadDim>("varlen_attention: q", params.q, params.total_q,
-                                            params.num_heads, A::BLOCK_M);
   // Without keys nothing is loaded.
-  kernel_params.k = kernel_params.v = kernel_params.q;
-  if (params.total_k > 0) {
-    kernel_params.k = attention_map<kHeadDim>("varlen_attention: k", params.k, params.total_k,
-                                              params.num_kv_heads, A::BLOCK_N);
-    kernel_params.v = attention_map<kHeadDim>("varlen_attention: v", params.v, params.total_k,
-                                              params.num_kv_heads, A::BLOCK_N);
+  if (A::kByTma && params.total_k > 0) {
+    kernel_params.q = attention_map<A>("varlen_attention: q", params.q, params.total_q,
+                                       params.num_heads, A::BLOCK_M);
+    kernel_params.k = attention_map<A>("varlen_attention: k", params.k, params.total_k,
+                                       params.num_kv_heads, A::BLOCK_N);
+    kernel_params.v = attention_map<A>("varlen_attention: v", params.v, params.total_k,
+                                       params.num_kv_heads, A::BLOCK_N);
   }
   const AttentionScale scale = attention_scale(params.softmax_scale);
   kernel_params.scale_log2 = scale.scale_log2;
   kernel_params.score_sign = scale.sign;
   const int64_t items = max_attention_items(params.plan.max_q_tiles, params.num_heads);
-  launch("varlen_attention", &attention_sm90_kernel<T, kHeadDim>,
+  launch("varlen_attention", &attention_sm90_kernel<T, kHeadDim, kConsumers>,
          {std::min<int64_t>(items, num_sms), A::kNumThreads, A::kSharedBytes}, device_index,
          kernel_params);
 }
@@ -62,8 +60,8 @@ inline void launch_attention_sm90_forward(const VarlenAttentionParams& params, D
   check_attention_rows("out", params.out);
   with_attention_type_of(dtype, [&](auto type) {
     with_attention_head_dim(params.head_dim, [&](auto head_dim) {
-      launch_attention_sm90<decltype(type), decltype(head_dim)::value>(params, num_sms,
-                                                                      device_index);
+      launch_attention_sm90<decltype(type), decltype(head_dim)::value, 2>(params, num_sms,
+                                                                          device_index);
     });
   });
 }
