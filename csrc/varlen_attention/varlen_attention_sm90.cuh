@@ -30,8 +30,8 @@ struct AttentionSm90 {
   static constexpr int BLOCK_M = 64 * kConsumers, BLOCK_N = 128;
   static constexpr int kProducerThreads = 128, kConsumerThreads = kConsumers * 128;
   static constexpr int kNumThreads = kProducerThreads + kConsumerThreads;
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 56 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 224 : 160;
   static_assert(kConsumers == 2 || kConsumers == 3, "what the registers of a block allow");
 
   // Rows of whole lines of 128 bytes come by TMA. Others would cost it a request for every line
@@ -66,7 +66,11 @@ struct AttentionSm90 {
   static constexpr uint32_t kKeys = kTileBytesQ;
   static constexpr uint32_t kValues = kKeys + kNumStages * kTileBytes;
   static constexpr uint32_t kBarriers = kValues + kNumStages * kTileBytes;
-  static constexpr uint32_t kSharedBytes = kBarriers + (2 + 5 * kNumStages) * sizeof(uint64_t);
+  static constexpr uint32_t kQFull = 0, kQEmpty = 1, kKFull = 2;
+  static constexpr uint32_t kKEmpty = kKFull + kNumStages, kVFull = kKEmpty + kNumStages;
+  static constexpr uint32_t kVEmpty = kVFull + kNumStages, kVCame = kVEmpty + kNumStages;
+  static constexpr uint32_t kNumBarriers = kVCame + kNumStages;
+  static constexpr uint32_t kSharedBytes = kBarriers + kNumBarriers * sizeof(uint64_t);
 
   static_assert(kNumStages >= 2, "a stage is refilled while another is read");
   static_assert(kTileBytesQ % 1024 == 0 && kTileBytes % 1024 == 0,
@@ -87,20 +91,14 @@ struct AttentionSm90Shared {
   KEYE_DEVICE uint32_t k(uint32_t stage) const { return base + A::kKeys + stage * A::kTileBytes; }
   KEYE_DEVICE uint32_t v(uint32_t stage) const { return base + A::kValues + stage * A::kTileBytes; }
   KEYE_DEVICE uint32_t barrier(uint32_t idx) const { return base + A::kBarriers + idx * 8; }
-  KEYE_DEVICE uint32_t q_full() const { return barrier(0); }
-  KEYE_DEVICE uint32_t q_empty() const { return barrier(1); }
-  KEYE_DEVICE uint32_t k_full(uint32_t stage) const { return barrier(2 + stage); }
-  KEYE_DEVICE uint32_t k_empty(uint32_t stage) const { return barrier(2 + A::kNumStages + stage); }
-  KEYE_DEVICE uint32_t v_full(uint32_t stage) const {
-    return barrier(2 + 2 * A::kNumStages + stage);
-  }
-  KEYE_DEVICE uint32_t v_empty(uint32_t stage) const {
-    return barrier(2 + 3 * A::kNumStages + stage);
-  }
-  // A last tile has come, whose rows behind the segment's end are still those of another.
-  KEYE_DEVICE uint32_t v_came(uint32_t stage) const {
-    return barrier(2 + 4 * A::kNumStages + stage);
-  }
+  KEYE_DEVICE uint32_t q_full() const { return barrier(A::kQFull); }
+  KEYE_DEVICE uint32_t q_empty() const { return barrier(A::kQEmpty); }
+  KEYE_DEVICE uint32_t k_full(uint32_t stage) const { return barrier(A::kKFull + stage); }
+  KEYE_DEVICE uint32_t k_empty(uint32_t stage) const { return barrier(A::kKEmpty + stage); }
+  KEYE_DEVICE uint32_t v_full(uint32_t stage) const { return barrier(A::kVFull + stage); }
+  KEYE_DEVICE uint32_t v_empty(uint32_t stage) const { return barrier(A::kVEmpty + stage); }
+  // By TMA: a last tile has come, whose rows behind the segment's end are still those of another.
+  KEYE_DEVICE uint32_t v_came(uint32_t stage) const { return barrier(A::kVCame + stage); }
 };
 
 // A place in the rings of K and V.
@@ -238,30 +236,30 @@ KEYE_DEVICE void attention_sm90_clear_spare_columns(const AttentionSm90Shared<A>
 }
 
 // What a thread has copied and not yet shown to the consumers.
+template <class A>
 struct AttentionCopies {
-  static constexpr int kInFlight = 4;  // tiles
-  uint32_t full[kInFlight + 1];        // barriers, the oldest first
+  static constexpr int kInFlight = 3;  // tiles
+  const AttentionSm90Shared<A>& shared;
+  uint32_t barriers = 0;  // their indices, of 8 bits, the latest in the lowest
   int count = 0;
 
   KEYE_DEVICE void show_oldest() {
     ptx::fence_proxy_async();
     sync_warp();
-    if (thread_idx() % kWarpSize == 0) ptx::mbarrier_arrive(full[0]);
-#pragma unroll
-    for (int i = 0; i < kInFlight; i++) full[i] = full[i + 1];
     count--;
+    if (thread_idx() % kWarpSize == 0) {
+      ptx::mbarrier_arrive(shared.barrier(barriers >> 8 * count & 0xffu));
+    }
   }
   KEYE_DEVICE void show_all() {
     ptx::cp_async_wait_group<0>();
     while (count > 0) show_oldest();
   }
   // A tile more is on its way.
-  KEYE_DEVICE void add(uint32_t barrier) {
+  KEYE_DEVICE void add(uint32_t barrier_idx) {
+    static_assert(kInFlight < 4, "a word has the indices of four barriers");
     ptx::cp_async_commit_group();
-#pragma unroll
-    for (int i = 0; i <= kInFlight; i++) {
-      if (i == count) full[i] = barrier;
-    }
+    barriers = barriers << 8 | barrier_idx;
     count++;
     if (count > kInFlight) {
       ptx::cp_async_wait_group<kInFlight>();
@@ -282,16 +280,23 @@ KEYE_DEVICE void attention_sm90_copy_tile(uint32_t tile, const AttentionTensor& 
                                           int head, int num_rows) {
   using T = typename A::Type;
   constexpr int kChunks = A::kHeadDim / 8, kCopies = kRows * kChunks;
+  constexpr int kRowStep = A::kProducerThreads / kChunks;
+  constexpr int kChunkStep = A::kProducerThreads % kChunks;
   const T* const source = static_cast<const T*>(x.data) + row * x.stride_row + head * x.stride_head;
-#pragma unroll
-  for (int i = 0; i < (kCopies + A::kProducerThreads - 1) / A::kProducerThreads; i++) {
-    const int idx = i * A::kProducerThreads + thread_idx();
-    if (kCopies % A::kProducerThreads != 0 && idx >= kCopies) break;
-    const int tile_row = idx / kChunks, chunk = idx % kChunks;
+  int tile_row = thread_idx() / kChunks, chunk = thread_idx() % kChunks;
+  // NOTE: unrolled, all addresses would be computed first, for which there are no registers.
+#pragma unroll 1
+  for (int i = thread_idx(); i < kCopies; i += A::kProducerThreads) {
     const bool inside = tile_row < num_rows;
     // NOTE: nothing is read where the source has no bytes, but its address must be a good one.
     const T* const from = inside ? source + tile_row * x.stride_row + chunk * 8 : source;
     ptx::cp_async_cg(tile + A::template offset<kRows>(tile_row, chunk), from, inside ? 16 : 0);
+    tile_row += kRowStep;
+    chunk += kChunkStep;
+    if (chunk >= kChunks) {
+      chunk -= kChunks;
+      tile_row++;
+    }
   }
 }
 
@@ -301,7 +306,7 @@ KEYE_DEVICE void attention_sm90_copy(const AttentionSm90Params& params,
   const VarlenAttentionParams& op = params.op;
   const int group = op.num_heads / op.num_kv_heads;
   AttentionRing<A::kNumStages> ring;
-  AttentionCopies copies;
+  AttentionCopies<A> copies{shared};
   uint32_t q_phase = 0;
   for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
     const AttentionWork work = attention_work<A>(op, item);
@@ -310,17 +315,17 @@ KEYE_DEVICE void attention_sm90_copy(const AttentionSm90Params& params,
     q_phase ^= 1;
     attention_sm90_copy_tile<A, A::BLOCK_M>(shared.q(), op.q, work.tile.row, work.head,
                                             work.num_rows);
-    copies.add(shared.q_full());
+    copies.add(A::kQFull);
     const int kv_head = work.head / group;
     for (int block = work.num_blocks - 1; block >= 0; block--) {
       const int64_t row = int64_t{work.tile.other_begin} + block * A::BLOCK_N;
       const int num_rows = work.tile.other_len - block * A::BLOCK_N;
       copies.wait(shared.k_empty(ring.stage), ring.phase ^ 1);
       attention_sm90_copy_tile<A, A::BLOCK_N>(shared.k(ring.stage), op.k, row, kv_head, num_rows);
-      copies.add(shared.k_full(ring.stage));
+      copies.add(A::kKFull + ring.stage);
       copies.wait(shared.v_empty(ring.stage), ring.phase ^ 1);
       attention_sm90_copy_tile<A, A::BLOCK_N>(shared.v(ring.stage), op.v, row, kv_head, num_rows);
-      copies.add(shared.v_full(ring.stage));
+      copies.add(A::kVFull + ring.stage);
       ring.advance();
     }
   }
