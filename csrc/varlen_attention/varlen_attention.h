@@ -23,7 +23,7 @@ struct alignas(16) AttentionTile {
   int32_t other_begin;  // the segment's keys (of a tile of queries) or queries (of keys)
   int32_t other_len;
 };
-constexpr int kAttentionTileRows = 128;
+constexpr int kAttentionTileRows = 256;
 
 // Tiles that cover all rows, the most expensive first. Made on the device by
 // varlen_attention_plan.cuh; rows that no valid segment has are in tiles without a counterpart.

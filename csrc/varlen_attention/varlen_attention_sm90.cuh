@@ -27,20 +27,20 @@ template <class T, int kHeadDim_, int kConsumers_>
 struct AttentionSm90 {
   using Type = T;
   static constexpr int kHeadDim = kHeadDim_, kConsumers = kConsumers_;
-  static constexpr int BLOCK_M = 64 * kConsumers, BLOCK_N = 128;
-  static constexpr int kProducerThreads = 128, kConsumerThreads = kConsumers * 128;
-  static constexpr int kNumThreads = kProducerThreads + kConsumerThreads;
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 56 : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 224 : 160;
-  static_assert(kConsumers == 2 || kConsumers == 3, "what the registers of a block allow");
+  static constexpr int BLOCK_M = 64 * kConsumers, BLOCK_N = kHeadDim > 72 ? 128 : 64;
+  static constexpr int kConsumerThreads = kConsumers * 128, kNumThreads = 128 + kConsumerThreads;
 
-  // Rows of whole lines of 128 bytes come by TMA. Others would cost it a request for every line
-  // that a unit's row touches, which bounds the kernel (480 TFLOP/s without any arithmetic), so
-  // threads copy them.
-  static constexpr bool kByTma = kHeadDim % 64 == 0;
+  // A block starts with all registers of the multiprocessor in equal parts, in units of 8.
+  static constexpr int kStartRegisters = 65536 / kNumThreads / 8 * 8;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 112;
+  static_assert(kConsumers == 2 || kConsumers == 4, "registers are chosen for these");
+  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+                    (kConsumers + 1) * kStartRegisters,
+                "who asks for more registers than there are waits for ever");
 
   // A tile is units of as many columns as the swizzle spans, one behind another.
-  static constexpr Swizzle kSwizzle = kHeadDim % 64 == 0 ? Swizzle::k128 : Swizzle::k64;
+  static constexpr Swizzle kSwizzle = Swizzle::k128;
   static constexpr uint32_t kSpan = swizzle_span(kSwizzle);
   static constexpr int kUnitColumns = kSpan / 2;
   static constexpr int kUnits = (kHeadDim + kUnitColumns - 1) / kUnitColumns;
@@ -49,29 +49,22 @@ struct AttentionSm90 {
   static constexpr uint32_t kUnitBytesQ = BLOCK_M * kSpan, kUnitBytes = BLOCK_N * kSpan;
   static constexpr uint32_t kTileBytesQ = kUnits * kUnitBytesQ, kTileBytes = kUnits * kUnitBytes;
 
-  // Where 16 bytes of a row lie in a tile of kRows rows.
-  template <int kRows>
-  KEYE_DEVICE static uint32_t offset(int row, int chunk) {
-    constexpr int kUnitChunks = kSpan / 16;
-    const auto unit = static_cast<uint32_t>(chunk / kUnitChunks);
-    return unit * kRows * kSpan +
-           swizzled(kSwizzle, static_cast<uint32_t>(row) * kSpan +
-                                  static_cast<uint32_t>(chunk % kUnitChunks) * 16);
-  }
-
-  // Shared memory: the tile of Q, rings of K and V, barriers.
+  // Shared memory: rings of Q, K and V, barriers.
+  static constexpr int kNumStagesQ = kHeadDim > 72 ? 1 : 2;
   static constexpr uint32_t kMaxSharedBytes = 227 * 1024;
-  static constexpr uint32_t kFit = (kMaxSharedBytes - 1024 - kTileBytesQ) / (2 * kTileBytes);
+  static constexpr uint32_t kFit =
+      (kMaxSharedBytes - 1024 - kNumStagesQ * kTileBytesQ) / (2 * kTileBytes);
   static constexpr int kNumStages = kFit < 4 ? static_cast<int>(kFit) : 4;
-  static constexpr uint32_t kKeys = kTileBytesQ;
+  static constexpr uint32_t kKeys = kNumStagesQ * kTileBytesQ;
   static constexpr uint32_t kValues = kKeys + kNumStages * kTileBytes;
   static constexpr uint32_t kBarriers = kValues + kNumStages * kTileBytes;
-  static constexpr uint32_t kQFull = 0, kQEmpty = 1, kKFull = 2;
+  static constexpr uint32_t kQFull = 0, kQEmpty = kNumStagesQ, kKFull = 2 * kNumStagesQ;
   static constexpr uint32_t kKEmpty = kKFull + kNumStages, kVFull = kKEmpty + kNumStages;
   static constexpr uint32_t kVEmpty = kVFull + kNumStages, kVCame = kVEmpty + kNumStages;
   static constexpr uint32_t kNumBarriers = kVCame + kNumStages;
   static constexpr uint32_t kSharedBytes = kBarriers + kNumBarriers * sizeof(uint64_t);
 
+  static_assert(kAttentionTileRows % BLOCK_M == 0, "a tile of the plan is one or more of these");
   static_assert(kNumStages >= 2, "a stage is refilled while another is read");
   static_assert(kTileBytesQ % 1024 == 0 && kTileBytes % 1024 == 0,
                 "tiles are aligned to the swizzle's pattern");
@@ -87,17 +80,17 @@ template <class A>
 struct AttentionSm90Shared {
   uint32_t base;
 
-  KEYE_DEVICE uint32_t q() const { return base; }
+  KEYE_DEVICE uint32_t q(uint32_t stage) const { return base + stage * A::kTileBytesQ; }
   KEYE_DEVICE uint32_t k(uint32_t stage) const { return base + A::kKeys + stage * A::kTileBytes; }
   KEYE_DEVICE uint32_t v(uint32_t stage) const { return base + A::kValues + stage * A::kTileBytes; }
   KEYE_DEVICE uint32_t barrier(uint32_t idx) const { return base + A::kBarriers + idx * 8; }
-  KEYE_DEVICE uint32_t q_full() const { return barrier(A::kQFull); }
-  KEYE_DEVICE uint32_t q_empty() const { return barrier(A::kQEmpty); }
+  KEYE_DEVICE uint32_t q_full(uint32_t stage) const { return barrier(A::kQFull + stage); }
+  KEYE_DEVICE uint32_t q_empty(uint32_t stage) const { return barrier(A::kQEmpty + stage); }
   KEYE_DEVICE uint32_t k_full(uint32_t stage) const { return barrier(A::kKFull + stage); }
   KEYE_DEVICE uint32_t k_empty(uint32_t stage) const { return barrier(A::kKEmpty + stage); }
   KEYE_DEVICE uint32_t v_full(uint32_t stage) const { return barrier(A::kVFull + stage); }
   KEYE_DEVICE uint32_t v_empty(uint32_t stage) const { return barrier(A::kVEmpty + stage); }
-  // By TMA: a last tile has come, whose rows behind the segment's end are still those of another.
+  // A last tile has come, whose rows behind the segment's end are still those of another.
   KEYE_DEVICE uint32_t v_came(uint32_t stage) const { return barrier(A::kVCame + stage); }
 };
 
@@ -124,16 +117,22 @@ struct AttentionWork {
 template <class A>
 KEYE_DEVICE AttentionWork attention_work(const VarlenAttentionParams& op, int64_t item) {
   AttentionWork work;
-  work.tile = load_bytes<AttentionTile>(&op.plan.q_tiles[item / op.num_heads]);
+  constexpr int kParts = kAttentionTileRows / A::BLOCK_M;
+  const int64_t part = item / op.num_heads;
+  work.tile = load_bytes<AttentionTile>(&op.plan.q_tiles[part / kParts]);
+  work.tile.row += static_cast<int>(part % kParts) * A::BLOCK_M;
+  work.tile.rows_left -= static_cast<int>(part % kParts) * A::BLOCK_M;
   work.head = static_cast<int>(item % op.num_heads);
   work.num_rows = min(work.tile.rows_left, A::BLOCK_M);
-  const int seen = static_cast<int>(visible_keys_of(op.causal, work.tile, work.num_rows - 1));
+  const int seen = work.num_rows <= 0
+                       ? 0
+                       : static_cast<int>(visible_keys_of(op.causal, work.tile, work.num_rows - 1));
   work.num_blocks = (seen + A::BLOCK_N - 1) / A::BLOCK_N;
   work.last_keys = work.tile.other_len - (work.num_blocks - 1) * A::BLOCK_N;
   return work;
 }
 
-// ---- by TMA: one thread waits for stages to become empty, and refills them ----
+// ---- the producer: one thread waits for stages to become empty, and refills them ----
 
 template <class A>
 KEYE_DEVICE void attention_sm90_load(uint32_t tile, uint32_t unit_bytes, const TensorMap& map,
@@ -151,15 +150,16 @@ KEYE_DEVICE void attention_sm90_produce(const AttentionSm90Params& params,
   const VarlenAttentionParams& op = params.op;
   const int group = op.num_heads / op.num_kv_heads;
   AttentionRing<A::kNumStages> ring;
-  uint32_t q_phase = 0;
+  AttentionRing<A::kNumStagesQ> ring_q;
   for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
     const AttentionWork work = attention_work<A>(op, item);
     if (work.num_blocks == 0) continue;
-    ptx::mbarrier_wait(shared.q_empty(), q_phase ^ 1);
-    q_phase ^= 1;
-    ptx::mbarrier_arrive_expect_tx(shared.q_full(), A::kTileBytesQ);
-    attention_sm90_load<A>(shared.q(), A::kUnitBytesQ, params.q, work.tile.row, work.head,
-                           shared.q_full());
+    const uint32_t q_full = shared.q_full(ring_q.stage);
+    ptx::mbarrier_wait(shared.q_empty(ring_q.stage), ring_q.phase ^ 1);
+    ptx::mbarrier_arrive_expect_tx(q_full, A::kTileBytesQ);
+    attention_sm90_load<A>(shared.q(ring_q.stage), A::kUnitBytesQ, params.q, work.tile.row,
+                           work.head, q_full);
+    ring_q.advance();
     const int kv_head = work.head / group;
     for (int block = work.num_blocks - 1; block >= 0; block--) {
       const int row = work.tile.other_begin + block * A::BLOCK_N;
@@ -209,127 +209,6 @@ KEYE_DEVICE void attention_sm90_clear_ends(const AttentionSm90Params& params,
     }
     stage = (stage + static_cast<uint32_t>(work.num_blocks)) % A::kNumStages;
   }
-}
-
-// ---- by cp.async: a warpgroup copies 16 bytes a thread ----
-
-// Spare columns of Q and K stay zeros: no copy touches them.
-template <class A>
-KEYE_DEVICE void attention_sm90_clear_spare_columns(const AttentionSm90Shared<A>& shared) {
-  struct alignas(16) Chunk {
-    uint32_t words[4];
-  };
-  constexpr int kChunks = A::kHeadDim / 8, kAllChunks = A::kHeadSteps * 2;
-  if constexpr (kChunks < kAllChunks) {
-    unsigned char* const memory = shared_memory();
-    for (int row = thread_idx(); row < A::BLOCK_M + A::kNumStages * A::BLOCK_N;
-         row += A::kNumThreads) {
-      const bool of_q = row < A::BLOCK_M;
-      const int key = row - A::BLOCK_M;
-      const uint32_t tile = of_q ? shared.q() : shared.k(static_cast<uint32_t>(key / A::BLOCK_N));
-      const uint32_t place = of_q ? A::template offset<A::BLOCK_M>(row, kChunks)
-                                  : A::template offset<A::BLOCK_N>(key % A::BLOCK_N, kChunks);
-      store_bytes(memory + (tile - shared.base) + place, Chunk{});
-    }
-    ptx::fence_proxy_async();
-  }
-}
-
-// What a thread has copied and not yet shown to the consumers.
-template <class A>
-struct AttentionCopies {
-  static constexpr int kInFlight = 3;  // tiles
-  const AttentionSm90Shared<A>& shared;
-  uint32_t barriers = 0;  // their indices, of 8 bits, the latest in the lowest
-  int count = 0;
-
-  KEYE_DEVICE void show_oldest() {
-    ptx::fence_proxy_async();
-    sync_warp();
-    count--;
-    if (thread_idx() % kWarpSize == 0) {
-      ptx::mbarrier_arrive(shared.barrier(barriers >> 8 * count & 0xffu));
-    }
-  }
-  KEYE_DEVICE void show_all() {
-    ptx::cp_async_wait_group<0>();
-    while (count > 0) show_oldest();
-  }
-  // A tile more is on its way.
-  KEYE_DEVICE void add(uint32_t barrier_idx) {
-    static_assert(kInFlight < 4, "a word has the indices of four barriers");
-    ptx::cp_async_commit_group();
-    barriers = barriers << 8 | barrier_idx;
-    count++;
-    if (count > kInFlight) {
-      ptx::cp_async_wait_group<kInFlight>();
-      show_oldest();
-    }
-  }
-  // NOTE: who waits for consumers must not keep from them what they may be waiting for.
-  KEYE_DEVICE void wait(uint32_t empty, uint32_t parity) {
-    if (warp_all(ptx::mbarrier_test_wait_parity(empty, parity))) return;
-    show_all();
-    ptx::mbarrier_wait(empty, parity);
-  }
-};
-
-// Starts the copy of rows of a head; zeros in place of those from num_rows on.
-template <class A, int kRows>
-KEYE_DEVICE void attention_sm90_copy_tile(uint32_t tile, const AttentionTensor& x, int64_t row,
-                                          int head, int num_rows) {
-  using T = typename A::Type;
-  constexpr int kChunks = A::kHeadDim / 8, kCopies = kRows * kChunks;
-  constexpr int kRowStep = A::kProducerThreads / kChunks;
-  constexpr int kChunkStep = A::kProducerThreads % kChunks;
-  const T* const source = static_cast<const T*>(x.data) + row * x.stride_row + head * x.stride_head;
-  int tile_row = thread_idx() / kChunks, chunk = thread_idx() % kChunks;
-  // NOTE: unrolled, all addresses would be computed first, for which there are no registers.
-#pragma unroll 1
-  for (int i = thread_idx(); i < kCopies; i += A::kProducerThreads) {
-    const bool inside = tile_row < num_rows;
-    // NOTE: nothing is read where the source has no bytes, but its address must be a good one.
-    const T* const from = inside ? source + tile_row * x.stride_row + chunk * 8 : source;
-    ptx::cp_async_cg(tile + A::template offset<kRows>(tile_row, chunk), from, inside ? 16 : 0);
-    tile_row += kRowStep;
-    chunk += kChunkStep;
-    if (chunk >= kChunks) {
-      chunk -= kChunks;
-      tile_row++;
-    }
-  }
-}
-
-template <class A>
-KEYE_DEVICE void attention_sm90_copy(const AttentionSm90Params& params,
-                                     const AttentionSm90Shared<A>& shared, int64_t num_items) {
-  const VarlenAttentionParams& op = params.op;
-  const int group = op.num_heads / op.num_kv_heads;
-  AttentionRing<A::kNumStages> ring;
-  AttentionCopies<A> copies{shared};
-  uint32_t q_phase = 0;
-  for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
-    const AttentionWork work = attention_work<A>(op, item);
-    if (work.num_blocks == 0) continue;
-    copies.wait(shared.q_empty(), q_phase ^ 1);
-    q_phase ^= 1;
-    attention_sm90_copy_tile<A, A::BLOCK_M>(shared.q(), op.q, work.tile.row, work.head,
-                                            work.num_rows);
-    copies.add(A::kQFull);
-    const int kv_head = work.head / group;
-    for (int block = work.num_blocks - 1; block >= 0; block--) {
-      const int64_t row = int64_t{work.tile.other_begin} + block * A::BLOCK_N;
-      const int num_rows = work.tile.other_len - block * A::BLOCK_N;
-      copies.wait(shared.k_empty(ring.stage), ring.phase ^ 1);
-      attention_sm90_copy_tile<A, A::BLOCK_N>(shared.k(ring.stage), op.k, row, kv_head, num_rows);
-      copies.add(A::kKFull + ring.stage);
-      copies.wait(shared.v_empty(ring.stage), ring.phase ^ 1);
-      attention_sm90_copy_tile<A, A::BLOCK_N>(shared.v(ring.stage), op.v, row, kv_head, num_rows);
-      copies.add(A::kVFull + ring.stage);
-      ring.advance();
-    }
-  }
-  copies.show_all();
 }
 
 // ---- the consumers ----
@@ -491,9 +370,8 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
   const VarlenAttentionParams& op = params.op;
   const int lane_idx = thread_idx() % kWarpSize;
   const int first_row = consumer_idx * 64 + thread_idx() % 128 / kWarpSize * 16;
-  const uint32_t q = shared.q() + static_cast<uint32_t>(consumer_idx) * 64 * A::kSpan;
+  AttentionRing<A::kNumStagesQ> ring_q;
   AttentionRing<A::kNumStages> ring, ring_v;
-  uint32_t q_phase = 0;
   const auto leave = [&](uint32_t empty) {
     sync_warp();
     if (lane_idx == 0) ptx::mbarrier_arrive(empty);
@@ -509,8 +387,7 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
 
     if (work.num_blocks > 0 && consumer_idx * 64 >= work.num_rows) {
       // A tile without rows for this warpgroup: it only lets the others go on.
-      ptx::mbarrier_wait(shared.q_full(), q_phase);
-      q_phase ^= 1;
+      ptx::mbarrier_wait(shared.q_full(ring_q.stage), ring_q.phase);
       for (int block = 0; block < work.num_blocks; block++) {
         ptx::mbarrier_wait(shared.k_full(ring.stage), ring.phase);
         leave(shared.k_empty(ring.stage));
@@ -523,7 +400,8 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
         leave(shared.v_empty(ring_v.stage));
         ring_v.advance();
       }
-      leave(shared.q_empty());
+      leave(shared.q_empty(ring_q.stage));
+      ring_q.advance();
       continue;
     }
     if (work.num_blocks > 0) {
@@ -551,8 +429,9 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
 
       // The last block of keys comes first: it is the one that has hidden keys.
       int block = work.num_blocks - 1;
-      ptx::mbarrier_wait(shared.q_full(), q_phase);
-      q_phase ^= 1;
+      const uint32_t q =
+          shared.q(ring_q.stage) + static_cast<uint32_t>(consumer_idx) * 64 * A::kSpan;
+      ptx::mbarrier_wait(shared.q_full(ring_q.stage), ring_q.phase);
       ptx::mbarrier_wait(shared.k_full(ring.stage), ring.phase);
       ptx::wgmma_fence();
       attention_sm90_scores<A>(scores, q, shared.k(ring.stage));
@@ -587,7 +466,8 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
         attention_rescale(out, factors);
         attention_round<T>(weights, scores);
       }
-      leave(shared.q_empty());
+      leave(shared.q_empty(ring_q.stage));
+      ring_q.advance();
 
       ptx::mbarrier_wait(shared.v_full(ring_v.stage), ring_v.phase);
       ptx::wgmma_fence();
@@ -613,27 +493,26 @@ attention_sm90_kernel(KEYE_PARAMS AttentionSm90Params params) {
   // Make the barriers, and show them to all threads and to TMA.
   if (thread_idx() == 0) {
     constexpr uint32_t kConsumerWarps = A::kConsumerThreads / kWarpSize;
-    constexpr uint32_t kProducers = A::kByTma ? 1 : A::kProducerThreads / kWarpSize;
-    ptx::mbarrier_init(shared.q_full(), kProducers);
-    ptx::mbarrier_init(shared.q_empty(), kConsumerWarps);
+    for (uint32_t stage = 0; stage < A::kNumStagesQ; stage++) {
+      ptx::mbarrier_init(shared.q_full(stage), 1);
+      ptx::mbarrier_init(shared.q_empty(stage), kConsumerWarps);
+    }
     for (uint32_t stage = 0; stage < A::kNumStages; stage++) {
-      ptx::mbarrier_init(shared.k_full(stage), kProducers);
+      ptx::mbarrier_init(shared.k_full(stage), 1);
       ptx::mbarrier_init(shared.k_empty(stage), kConsumerWarps);
-      ptx::mbarrier_init(shared.v_full(stage), kProducers);
+      ptx::mbarrier_init(shared.v_full(stage), 1);
       ptx::mbarrier_init(shared.v_empty(stage), kConsumerWarps);
       ptx::mbarrier_init(shared.v_came(stage), 1);
     }
     ptx::fence_mbarrier_init();
   }
-  if constexpr (!A::kByTma) attention_sm90_clear_spare_columns(shared);
   syncthreads();
 
-  const int64_t num_items = int64_t{params.op.plan.num_tiles[0]} * params.op.num_heads;
-  if (warp_idx < A::kProducerThreads / kWarpSize) {
+  const int64_t num_items = int64_t{params.op.plan.num_tiles[0]} *
+                            (kAttentionTileRows / A::BLOCK_M) * params.op.num_heads;
+  if (warp_idx < 4) {
     ptx::setmaxnreg_dec<A::kProducerRegisters>();
-    if constexpr (!A::kByTma) {
-      attention_sm90_copy(params, shared, num_items);
-    } else if (warp_idx == 0) {
+    if (warp_idx == 0) {
       if (ptx::elect_sync()) attention_sm90_produce(params, shared, num_items);
     } else if (warp_idx == 1) {
       attention_sm90_clear_ends(params, shared, num_items);

@@ -34,7 +34,7 @@ void launch_attention_sm90(const VarlenAttentionParams& params, int num_sms, int
   AttentionSm90Params kernel_params{};
   kernel_params.op = params;
   // Without keys nothing is loaded.
-  if (A::kByTma && params.total_k > 0) {
+  if (params.total_k > 0) {
     kernel_params.q = attention_map<A>("varlen_attention: q", params.q, params.total_q,
                                        params.num_heads, A::BLOCK_M);
     kernel_params.k = attention_map<A>("varlen_attention: k", params.k, params.total_k,
@@ -45,10 +45,19 @@ void launch_attention_sm90(const VarlenAttentionParams& params, int num_sms, int
   const AttentionScale scale = attention_scale(params.softmax_scale);
   kernel_params.scale_log2 = scale.scale_log2;
   kernel_params.score_sign = scale.sign;
-  const int64_t items = max_attention_items(params.plan.max_q_tiles, params.num_heads);
+  const int64_t items =
+      params.plan.max_q_tiles * (kAttentionTileRows / A::BLOCK_M) * params.num_heads;
   launch("varlen_attention", &attention_sm90_kernel<T, kHeadDim, kConsumers>,
          {std::min<int64_t>(items, num_sms), A::kNumThreads, A::kSharedBytes}, device_index,
          kernel_params);
+}
+
+// Whether blocks take whole tiles of the plan, which spares loads, instead of halves: where there
+// are enough for every multiprocessor and segments that fill them. Rows come out the same.
+inline bool takes_whole_tiles(const VarlenAttentionParams& params, int num_sms) {
+  const int64_t tiles = ceil_div(params.total_q, kAttentionTileRows);
+  return 4 * tiles * params.num_heads >= 3 * int64_t{num_sms} &&
+         2 * params.total_q > kAttentionTileRows * params.num_segments;
 }
 
 inline void launch_attention_sm90_forward(const VarlenAttentionParams& params, Dtype dtype,
@@ -60,8 +69,14 @@ inline void launch_attention_sm90_forward(const VarlenAttentionParams& params, D
   check_attention_rows("out", params.out);
   with_attention_type_of(dtype, [&](auto type) {
     with_attention_head_dim(params.head_dim, [&](auto head_dim) {
-      launch_attention_sm90<decltype(type), decltype(head_dim)::value, 2>(params, num_sms,
-                                                                          device_index);
+      using T = decltype(type);
+      constexpr int kHeadDim = decltype(head_dim)::value;
+      if constexpr (kHeadDim <= 72) {
+        if (takes_whole_tiles(params, num_sms)) {
+          return launch_attention_sm90<T, kHeadDim, 4>(params, num_sms, device_index);
+        }
+      }
+      launch_attention_sm90<T, kHeadDim, 2>(params, num_sms, device_index);
     });
   });
 }
