@@ -14,6 +14,7 @@ from keye_ops.checks import check, check_floating, check_same, check_shape
 from keye_ops.extension import define
 
 _BLOCK_ROWS = 1024  # query rows whose scores the reference holds at a time
+_PLAN_ROWS, _PLAN_HEADER = 256, 8  # kAttentionTileRows, kAttentionPlanHeader
 
 # ---- reference ----
 
@@ -29,6 +30,7 @@ def varlen_attention_reference(
     softmax_scale: float | None = None,
     causal: bool = False,
     return_lse: bool = True,
+    plan: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The definition: scaled_dot_product_attention of every segment by itself.
 
@@ -137,6 +139,7 @@ def varlen_attention_backward_reference(
     max_seqlen_k: int | None,
     softmax_scale: float | None,
     causal: bool,
+    plan: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v, written out: autograd does not record inside an op."""
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
@@ -219,15 +222,20 @@ define(
     "varlen_attention",
     f"(Tensor q, Tensor k, Tensor v, {_SEQLENS}SymInt? max_seqlen_q=None, "
     "SymInt? max_seqlen_k=None, float? softmax_scale=None, bool causal=False, "
-    "bool return_lse=True) -> (Tensor, Tensor)",
+    "bool return_lse=True, Tensor? plan=None) -> (Tensor, Tensor)",
     varlen_attention_reference,
 )
 define(
     "varlen_attention_backward",
     f"(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor softmax_lse, {_SEQLENS}"
-    "SymInt? max_seqlen_q, SymInt? max_seqlen_k, float? softmax_scale, bool causal) "
-    "-> (Tensor, Tensor, Tensor)",
+    "SymInt? max_seqlen_q, SymInt? max_seqlen_k, float? softmax_scale, bool causal, "
+    "Tensor? plan=None) -> (Tensor, Tensor, Tensor)",
     varlen_attention_backward_reference,
+)
+define(
+    "varlen_attention_plan",
+    f"({_SEQLENS}SymInt total_q, SymInt total_k, bool causal=False) -> Tensor",
+    lambda cu_seqlens_q, cu_seqlens_k, total_q, total_k, causal=False: cu_seqlens_q.new_empty(0),
 )
 
 
@@ -243,6 +251,7 @@ def _(
     softmax_scale: float | None = None,
     causal: bool = False,
     return_lse: bool = True,
+    plan: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     shape = (q.shape[1], q.shape[0]) if return_lse else (0,)
@@ -256,17 +265,41 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+@torch.library.register_fake("keye_ops::varlen_attention_plan")
+def _(
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    total_q: int,
+    total_k: int,
+    causal: bool = False,
+) -> torch.Tensor:
+    if not dispatch.has_kernel("varlen_attention_plan", cu_seqlens_q.device.type):
+        return cu_seqlens_q.new_empty(0)
+    if dispatch.kernel_device(cu_seqlens_q) != "cuda":
+        return cu_seqlens_q.new_empty(0)
+    return cu_seqlens_q.new_empty(_plan_words(cu_seqlens_q.shape[0] - 1, total_q, total_k))
+
+
+def _plan_words(num_segments: int, *totals: int) -> int:
+    """Of attention_plan_words() in varlen_attention.h."""
+    tiles = (n // _PLAN_ROWS + torch.sym_min(num_segments + 1, n) for n in totals)
+    return _PLAN_HEADER + 4 * sum(tiles)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, _ = inputs
-    ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_k)
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_q, max_k, scale, causal, _, plan = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_k, plan)
     ctx.options = (max_q, max_k, scale, causal)
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, dout: torch.Tensor, dlse: Any) -> tuple[Any, ...]:
     op = torch.ops.keye_ops.varlen_attention_backward
-    dout = dout if dout.stride(-1) == 1 else dout.contiguous()  # a sum's gradient has stride 0
-    return *op(dout, *ctx.saved_tensors, *ctx.options), *[None] * 7
+    *saved, plan = ctx.saved_tensors
+    # A sum's gradient has strides of 0, which copies of whole tiles do not take.
+    fits = dout.stride(-1) == 1 and (dispatch.kernel_device(dout) != "cuda" or _is_aligned(dout))
+    dout = dout if fits else dout.clone(memory_format=torch.contiguous_format)
+    return *op(dout, *saved, *ctx.options, plan), *[None] * 8
 
 
 torch.library.register_autograd(
@@ -277,12 +310,33 @@ torch.library.register_autograd(
 # ---- public ----
 
 
+_CUDA_HEAD_DIMS = (64, 72, 80, 96, 128)
+_CUDA_DTYPES = (torch.float16, torch.bfloat16)
+
+
 def _unsupported(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str | None:
     """Why the native kernel does not take these arguments, or None if it does."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() == 3 and x.stride(2) != 1 and x.shape[2] > 1 and x.numel():
             return f"{name} must have unit last stride, got {x.stride(2)}"
+    if dispatch.kernel_device(q) != "cuda":
+        return None
+    if q.dtype not in _CUDA_DTYPES:
+        return f"it has no {q.dtype} on cuda"
+    if q.dim() == 3 and q.shape[2] not in _CUDA_HEAD_DIMS:
+        return f"it has no head_dim {q.shape[2]} on cuda"
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not torch.compiler.is_compiling() and not _is_aligned(x):
+            return f"it needs rows of {name} at multiples of 16 bytes on cuda"
     return None
+
+
+def _is_aligned(x: torch.Tensor) -> bool:
+    """Whether rows start at multiples of 16 bytes, at strides that are none of them 0."""
+    size = x.element_size()
+    strides = zip(x.shape[:-1], x.stride()[:-1], strict=True)
+    good = all(n <= 1 or (stride > 0 and stride * size % 16 == 0) for n, stride in strides)
+    return good and x.data_ptr() % 16 == 0
 
 
 def varlen_attention(

@@ -15,6 +15,12 @@ struct AttentionTensor {
   int64_t stride_row, stride_head;
 };
 
+// Scores are multiplied by the sign, 1, -1 or 0, and then by a positive factor that has log2(e) in
+// it, so that the highest score has the highest weight.
+struct AttentionScale {
+  float scale_log2, sign;
+};
+
 // A tile of rows of one segment (queries or keys) and its counterpart in that segment: all that a
 // block of a CUDA kernel has to know of cu_seqlens.
 struct alignas(16) AttentionTile {

@@ -3,7 +3,9 @@
 
 #include "common/norm_host_cuda.h"
 #include "host_executor/kernels.h"
+#include "varlen_attention/varlen_attention_backward_sm80_launch.cuh"
 #include "varlen_attention/varlen_attention_host_cuda.h"
+#include "varlen_attention/varlen_attention_sm80_launch.cuh"
 #include "varlen_attention/varlen_attention_sm90_launch.cuh"
 
 namespace keye_ops {
@@ -53,14 +55,21 @@ void varlen_attention_forward_host_cuda(const VarlenAttentionParams& given, Dtyp
   VarlenAttentionParams params = given;
   launch_guarded([&] {
     guard_all(params, false);
-    launch_attention_sm90_forward(params, dtype, kPretendedSms, device_index);
+    if (capability == 90) {
+      launch_attention_sm90_forward(params, dtype, kPretendedSms, device_index);
+    } else {
+      launch_attention_sm80_forward(params, dtype, device_index);
+    }
   });
 }
 
-void varlen_attention_backward_host_cuda(const VarlenAttentionParams& given, Dtype /*dtype*/,
-                                         int /*device_index*/) {
+void varlen_attention_backward_host_cuda(const VarlenAttentionParams& given, Dtype dtype,
+                                         int device_index) {
   VarlenAttentionParams params = given;
-  launch_guarded([&] { guard_all(params, true); });
+  launch_guarded([&] {
+    guard_all(params, true);
+    launch_attention_sm80_backward(params, dtype, device_index);
+  });
 }
 
 void varlen_attention_plan_host_cuda(const VarlenAttentionParams& given, int32_t* memory,

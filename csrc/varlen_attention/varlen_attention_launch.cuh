@@ -1,6 +1,7 @@
 // varlen_attention on CUDA: which kernels, on how many blocks; for a GPU and for the host executor.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "common/launch.cuh"
@@ -84,18 +85,19 @@ inline void check_attention_rows(const char* name, const AttentionTensor& x) {
 
 // The factor of scores in powers of two, and the sign that they are multiplied by before it, so
 // that the highest score has the highest weight.
-struct AttentionScale {
-  float scale_log2, sign;
-};
 inline AttentionScale attention_scale(double softmax_scale) {
   constexpr double kLog2E = 1.4426950408889634;
   if (softmax_scale == 0) return {1.0f, 0.0f};
   return {static_cast<float>(std::abs(softmax_scale) * kLog2E), softmax_scale < 0 ? -1.0f : 1.0f};
 }
 
-// Items of work: every tile for every head, as far as the plan has tiles.
-inline int64_t max_attention_items(int64_t max_tiles, int num_heads) {
-  return max_tiles * num_heads;
+// Enough for the largest GPU many times over; blocks go on to further items.
+constexpr int64_t kMaxAttentionBlocks = 132 * 16;
+
+// A block for every part of a tile and head, as far as that is useful.
+template <int kRows>
+int64_t attention_blocks(int64_t max_tiles, int num_heads) {
+  return std::min(max_tiles * (kAttentionTileRows / kRows) * num_heads, kMaxAttentionBlocks);
 }
 
 }  // namespace keye_ops

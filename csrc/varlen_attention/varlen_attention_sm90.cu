@@ -1,6 +1,6 @@
 // varlen_attention for sm_90a.
-#include "varlen_attention/varlen_attention_sm90_launch.cuh"
 #include "varlen_attention/varlen_attention_kernels.h"
+#include "varlen_attention/varlen_attention_sm90_launch.cuh"
 
 namespace keye_ops {
 

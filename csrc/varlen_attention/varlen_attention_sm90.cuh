@@ -11,15 +11,15 @@
 #include "common/ptx.cuh"
 #include "common/swizzle.h"
 #include "common/thread.cuh"
-#include "varlen_attention/varlen_attention.h"
+#include "varlen_attention/varlen_attention_part.cuh"
+#include "varlen_attention/varlen_attention_softmax.cuh"
 
 namespace keye_ops {
 
 struct AttentionSm90Params {
   TensorMap q, k, v;  // [heads, rows, head_dim]; boxes are a unit of a tile
   VarlenAttentionParams op;
-  float scale_log2;  // positive; with log2(e)
-  float score_sign;  // 1, -1 or 0
+  AttentionScale scale;
 };
 
 // kConsumers warpgroups have 64 rows each.
@@ -70,10 +70,6 @@ struct AttentionSm90 {
                 "tiles are aligned to the swizzle's pattern");
 };
 
-// Scores are rescaled when their maximum has grown by more than this, in powers of two: what is
-// summed in fp32 stays far from its limits, and the weights of a row below 2**8.
-constexpr float kRescaleThreshold = 8.0f;
-
 // ---- where things are ----
 
 template <class A>
@@ -117,11 +113,7 @@ struct AttentionWork {
 template <class A>
 KEYE_DEVICE AttentionWork attention_work(const VarlenAttentionParams& op, int64_t item) {
   AttentionWork work;
-  constexpr int kParts = kAttentionTileRows / A::BLOCK_M;
-  const int64_t part = item / op.num_heads;
-  work.tile = load_bytes<AttentionTile>(&op.plan.q_tiles[part / kParts]);
-  work.tile.row += static_cast<int>(part % kParts) * A::BLOCK_M;
-  work.tile.rows_left -= static_cast<int>(part % kParts) * A::BLOCK_M;
+  work.tile = attention_part<A::BLOCK_M>(op.plan.q_tiles, item / op.num_heads);
   work.head = static_cast<int>(item % op.num_heads);
   work.num_rows = min(work.tile.rows_left, A::BLOCK_M);
   const int seen = work.num_rows <= 0
@@ -213,14 +205,6 @@ KEYE_DEVICE void attention_sm90_clear_ends(const AttentionSm90Params& params,
 
 // ---- the consumers ----
 
-// What a thread holds of its warpgroup's 64 rows: values of rows lane / 4 and lane / 4 + 8 of its
-// warp's 16, of each two columns of every 8.
-struct AttentionRows {
-  float max[2];    // of the scores, as far as the weights are scaled by it
-  float shift[2];  // its multiple that is subtracted: max * scale_log2, or 0 where there is none
-  float sum[2];    // of the weights of this thread's columns
-};
-
 KEYE_DEVICE uint64_t advanced(uint64_t descriptor, uint32_t bytes) {
   return descriptor + (bytes >> 4);
 }
@@ -254,53 +238,6 @@ KEYE_DEVICE void attention_sm90_values(float (&out)[A::kHeadDim / 2],
   }
 }
 
-// Hides keys that a row does not see. `limits` counts those that it sees from this block on.
-template <int kCount>
-KEYE_DEVICE void attention_mask(float (&scores)[kCount], const int (&limits)[2]) {
-  const int first = thread_idx() % 4 * 2;
-#pragma unroll
-  for (int i = 0; i < kCount; i++) {
-    const int column = i / 4 * 8 + i % 2 + first;
-    if (column >= limits[i / 2 % 2]) scores[i] = -INFINITY;
-  }
-}
-
-// Scores become weights. The factors that what was summed before has to be multiplied by.
-template <int kCount>
-KEYE_DEVICE void attention_softmax(float (&scores)[kCount], AttentionRows& rows, float scale_log2,
-                                   float (&factors)[2]) {
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    float highest = scores[r * 2];
-#pragma unroll
-    for (int i = 0; i < kCount; i += 4) {
-      highest = max_of(highest, max_of(scores[i + r * 2], scores[i + r * 2 + 1]));
-    }
-    highest = max_of(highest, shuffle_xor(highest, 1));
-    highest = max_of(highest, shuffle_xor(highest, 2));
-
-    // NOTE: no maximum yet is -inf, and the difference of two of them no number: nothing grows.
-    factors[r] = 1.0f;
-    if ((highest - rows.max[r]) * scale_log2 > kRescaleThreshold) {
-      const float before = rows.max[r] == -INFINITY ? -INFINITY : rows.shift[r];
-      rows.max[r] = highest;
-      rows.shift[r] = highest * scale_log2;
-      factors[r] = ptx::ex2_approx_ftz(before - rows.shift[r]);
-    }
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kCount; i += 4) {
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        float& score = scores[i + r * 2 + j];
-        score = ptx::ex2_approx_ftz(score * scale_log2 - rows.shift[r]);
-        sum += score;
-      }
-    }
-    rows.sum[r] = rows.sum[r] * factors[r] + sum;
-  }
-}
-
 // Weights as the left operand of a product: a step is 16 keys.
 template <class T, int kCount>
 KEYE_DEVICE void attention_round(uint32_t (&weights)[kCount / 8][4],
@@ -314,39 +251,27 @@ KEYE_DEVICE void attention_round(uint32_t (&weights)[kCount / 8][4],
   }
 }
 
-template <int kCount>
-KEYE_DEVICE void attention_rescale(float (&out)[kCount], const float (&factors)[2]) {
-  if (!warp_any(factors[0] != 1.0f || factors[1] != 1.0f)) return;
-#pragma unroll
-  for (int i = 0; i < kCount; i++) out[i] *= factors[i / 2 % 2];
-}
-
 // Rows of out, divided by their sums, and of lse.
 template <class T, int kHeadDim>
 KEYE_DEVICE void attention_sm90_store(const VarlenAttentionParams& op, const AttentionWork& work,
-                                      int first_row, AttentionRows& rows,
+                                      int first_row, AttentionRowState& rows,
                                       const float (&out)[kHeadDim / 2]) {
-  constexpr float kLn2 = 0.693147180559945309f;
   const int lane_idx = thread_idx() % kWarpSize;
 #pragma unroll
   for (int r = 0; r < 2; r++) {
-    float sum = rows.sum[r];
-    sum += shuffle_xor(sum, 1);
-    sum += shuffle_xor(sum, 2);
+    const AttentionRowEnd end = attention_row_end(rows, r);
     const int row = first_row + lane_idx / 4 + r * 8;
     if (row >= work.num_rows) continue;
-    const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
     T* const to = static_cast<T*>(op.out.data) +
                   (work.tile.row + int64_t{row}) * op.out.stride_row +
                   work.head * op.out.stride_head + lane_idx % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kHeadDim / 8; i++) {
       const int at = i * 4 + r * 2;
-      store_bytes(to + i * 8, ptx::cvt_rn_x2<T>(out[at] * inverse, out[at + 1] * inverse));
+      store_bytes(to + i * 8, ptx::cvt_rn_x2<T>(out[at] * end.inverse, out[at + 1] * end.inverse));
     }
     if (op.softmax_lse != nullptr && lane_idx % 4 == 0) {
-      static_cast<float*>(op.softmax_lse)[work.head * op.total_q + work.tile.row + row] =
-          sum == 0.0f ? -INFINITY : rows.shift[r] * kLn2 + log_of(sum);
+      static_cast<float*>(op.softmax_lse)[work.head * op.total_q + work.tile.row + row] = end.lse;
     }
   }
 }
@@ -380,7 +305,7 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
   if (consumer_idx == A::kConsumers - 1) attention_give_turn<A>(consumer_idx);
   for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
     const AttentionWork work = attention_work<A>(op, item);
-    AttentionRows rows{{-INFINITY, -INFINITY}, {0.0f, 0.0f}, {0.0f, 0.0f}};
+    AttentionRowState rows{{-INFINITY, -INFINITY}, {0.0f, 0.0f}, {0.0f, 0.0f}};
     float out[kHeadDim / 2];
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; i++) out[i] = 0.0f;
@@ -416,15 +341,12 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
       }
       const int least = static_cast<int>(visible_keys_of(op.causal, work.tile, consumer_idx * 64));
       const auto finish_scores = [&](int block) {
-        if (params.score_sign != 1.0f) {
-#pragma unroll
-          for (int i = 0; i < A::BLOCK_N / 2; i++) scores[i] *= params.score_sign;
-        }
+        attention_sign(scores, params.scale.sign);
         const int before = block * A::BLOCK_N;
         if (before + A::BLOCK_N > least) {
           attention_mask(scores, {limits[0] - before, limits[1] - before});
         }
-        attention_softmax(scores, rows, params.scale_log2, factors);
+        attention_softmax(scores, rows, params.scale.scale_log2, factors);
       };
 
       // The last block of keys comes first: it is the one that has hidden keys.

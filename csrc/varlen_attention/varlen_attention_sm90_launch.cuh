@@ -42,9 +42,7 @@ void launch_attention_sm90(const VarlenAttentionParams& params, int num_sms, int
     kernel_params.v = attention_map<A>("varlen_attention: v", params.v, params.total_k,
                                        params.num_kv_heads, A::BLOCK_N);
   }
-  const AttentionScale scale = attention_scale(params.softmax_scale);
-  kernel_params.scale_log2 = scale.scale_log2;
-  kernel_params.score_sign = scale.sign;
+  kernel_params.scale = attention_scale(params.softmax_scale);
   const int64_t items =
       params.plan.max_q_tiles * (kAttentionTileRows / A::BLOCK_M) * params.num_heads;
   launch("varlen_attention", &attention_sm90_kernel<T, kHeadDim, kConsumers>,

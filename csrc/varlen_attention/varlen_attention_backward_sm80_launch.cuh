@@ -1,0 +1,57 @@
+// varlen_attention's backward on CUDA from sm_80 on: which kernels, on how many blocks; for a GPU
+// and for the host executor.
+#pragma once
+
+#include <algorithm>
+
+#include "varlen_attention/varlen_attention_backward_sm80.cuh"
+#include "varlen_attention/varlen_attention_launch.cuh"
+
+namespace keye_ops {
+
+// Fills params.delta.
+inline void launch_attention_delta(const VarlenAttentionParams& params, Dtype dtype,
+                                   int device_index) {
+  if (params.total_q == 0 || params.num_heads == 0) return;
+  check_attention_rows("out", params.out);
+  check_attention_rows("dout", params.dout);
+  const int64_t num_blocks = std::min(ceil_div(params.total_q, kDeltaRows), kMaxAttentionBlocks);
+  with_attention_type_of(dtype, [&](auto type) {
+    with_attention_head_dim(params.head_dim, [&](auto head_dim) {
+      launch("varlen_attention", &attention_delta_kernel<decltype(type), decltype(head_dim)::value>,
+             {num_blocks, kDeltaThreads}, device_index, params);
+    });
+  });
+}
+
+// Fills dq, dk and dv, and params.delta on the way; the params have a plan with tiles of keys.
+inline void launch_attention_sm80_backward(const VarlenAttentionParams& params, Dtype dtype,
+                                           int device_index) {
+  const AttentionTensor* tensors[] = {&params.q,    &params.k,  &params.v,  &params.out,
+                                      &params.dout, &params.dq, &params.dk, &params.dv};
+  const char* names[] = {"q", "k", "v", "out", "dout", "dq", "dk", "dv"};
+  for (int i = 0; i < 8; i++) check_attention_rows(names[i], *tensors[i]);
+  launch_attention_delta(params, dtype, device_index);
+  with_attention_type_of(dtype, [&](auto type) {
+    with_attention_head_dim(params.head_dim, [&](auto head_dim) {
+      using T = decltype(type);
+      constexpr int kHeadDim = decltype(head_dim)::value;
+      if (params.total_k > 0 && params.num_kv_heads > 0) {
+        using B = AttentionDkdvBlock<kHeadDim>;
+        launch("varlen_attention", &attention_dkdv_sm80_kernel<T, kHeadDim>,
+               {attention_blocks<B::BLOCK_M>(params.plan.max_k_tiles, params.num_kv_heads),
+                B::kNumThreads, B::kSharedBytes},
+               device_index, params);
+      }
+      if (params.total_q > 0 && params.num_heads > 0) {
+        using B = AttentionDqBlock<kHeadDim>;
+        launch("varlen_attention", &attention_dq_sm80_kernel<T, kHeadDim>,
+               {attention_blocks<B::BLOCK_M>(params.plan.max_q_tiles, params.num_heads),
+                B::kNumThreads, B::kSharedBytes},
+               device_index, params);
+      }
+    });
+  });
+}
+
+}  // namespace keye_ops
