@@ -6,8 +6,8 @@
 
 #include "common/device_facts.h"
 #include "varlen_attention/varlen_attention_kernels.h"
-#include "varlen_attention/varlen_attention_launch.cuh"
 #include "varlen_attention/varlen_attention_op.h"
+#include "varlen_attention/varlen_attention_plan_launch.cuh"
 
 namespace keye_ops {
 namespace {

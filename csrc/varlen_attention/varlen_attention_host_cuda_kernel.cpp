@@ -5,6 +5,7 @@
 #include "host_executor/kernels.h"
 #include "varlen_attention/varlen_attention_backward_sm80_launch.cuh"
 #include "varlen_attention/varlen_attention_host_cuda.h"
+#include "varlen_attention/varlen_attention_plan_launch.cuh"
 #include "varlen_attention/varlen_attention_sm80_launch.cuh"
 #include "varlen_attention/varlen_attention_sm90_launch.cuh"
 

@@ -218,10 +218,10 @@ KEYE_DEVICE void store_sums(T* out, int64_t stride_row, int num_rows, const Atte
   sync_warp();
   constexpr int kChunks = B::Layout::kChunks;
 #pragma unroll
-  for (int i = 0; i < B::kWarpRows * kChunks / kWarpSize; i++) {
+  for (int i = 0; i < (B::kWarpRows * kChunks + kWarpSize - 1) / kWarpSize; i++) {
     const int idx = i * kWarpSize + lane_idx;
     const int row = idx / kChunks, chunk = idx % kChunks;
-    if (row < num_rows) {
+    if (row < B::kWarpRows && row < num_rows) {
       store_bytes(out + row * stride_row + chunk * 8,
                   load_bytes<Chunk>(shared + B::Layout::offset(row, chunk)));
     }
