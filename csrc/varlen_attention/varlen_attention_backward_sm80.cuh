@@ -3,6 +3,8 @@
 // place of 5, but no sum is made by atomics: a gradient has the same bits every time.
 #pragma once
 
+#include <algorithm>
+
 #include "common/vec.cuh"
 #include "varlen_attention/varlen_attention_part.cuh"
 #include "varlen_attention/varlen_attention_tile_sm80.cuh"
@@ -60,13 +62,13 @@ attention_delta_kernel(KEYE_PARAMS VarlenAttentionParams params) {
 // A block keeps BLOCK_M rows of two tensors, of which every warp has kTilesM times 16, and goes
 // through blocks of BLOCK_N rows of two others, in steps of kStep. Products of a step are sums over
 // head_dim, with the kept rows as rows; they become operands of the next product in the registers
-// where they are. kInRegisters: the kept rows stay there, and stages take their place in memory.
-template <int kHeadDim_, int kTilesM_, bool kInRegisters_, int kBlockM, int kBlockN>
+// where they are. kNumInRegisters of the kept tensors stay there, and stages take their place.
+template <int kHeadDim_, int kTilesM_, int kNumInRegisters_, int kBlockN, int kStep_>
 struct AttentionBackwardBlock {
   using Layout = AttentionTileLayout<kHeadDim_>;
-  static constexpr int kHeadDim = kHeadDim_, kTilesM = kTilesM_, kStep = 16;
-  static constexpr bool kInRegisters = kInRegisters_;
-  static constexpr int BLOCK_M = kBlockM, BLOCK_N = kBlockN;
+  static constexpr int kHeadDim = kHeadDim_, kTilesM = kTilesM_, kStep = kStep_;
+  static constexpr int kNumInRegisters = kNumInRegisters_;
+  static constexpr int BLOCK_M = 128, BLOCK_N = kBlockN;
   static constexpr int kWarpRows = 16 * kTilesM;
   static constexpr int kNumThreads = BLOCK_M / kWarpRows * kWarpSize;
   static constexpr int kMinBlocks = 256 / kNumThreads;  // as many as registers allow
@@ -76,8 +78,8 @@ struct AttentionBackwardBlock {
   static constexpr uint32_t kTileBytesN = BLOCK_N * Layout::kPitch;
   static constexpr uint32_t kStatsBytes = BLOCK_N * sizeof(float);
   static constexpr uint32_t kStageBytes = 2 * kTileBytesN + 2 * kStatsBytes;
-  static constexpr uint32_t kStages = kInRegisters ? 0 : 2 * kTileBytesM;  // where they begin
-  static constexpr uint32_t kSharedBytes = std::max(2 * kTileBytesM,       //
+  static constexpr uint32_t kStages = (2 - kNumInRegisters) * kTileBytesM;  // where they begin
+  static constexpr uint32_t kSharedBytes = std::max(2 * kTileBytesM,        //
                                                     kStages + kNumStages * kStageBytes);
 
   static_assert(kStep % 16 == 0 && BLOCK_N % kStep == 0, "steps are whole operands");
@@ -85,13 +87,17 @@ struct AttentionBackwardBlock {
   static_assert(kSharedBytes <= 99 * 1024, "more than a block has on sm_86, sm_89 and sm_120");
 };
 
+// NOTE: the largest of each that leave no register to memory. Two tiles of 16 rows share what a
+// warp reads of a stage, which shared memory has just the bandwidth for with one.
 template <int kHeadDim>
-using AttentionDkdvBlock =
-    AttentionBackwardBlock<kHeadDim, kHeadDim <= 72 ? 2 : 1, kHeadDim == 96,
-                           kHeadDim == 128 ? 64 : 128, kHeadDim == 128 ? 48 : 64>;
+using AttentionDkdvBlock = AttentionBackwardBlock<kHeadDim, kHeadDim <= 72 ? 2 : 1,
+                                                  kHeadDim <= 72   ? 0
+                                                  : kHeadDim <= 96 ? 2
+                                                                   : 1,
+                                                  kHeadDim <= 96 ? 64 : 32, 16>;
 template <int kHeadDim>
 using AttentionDqBlock = AttentionBackwardBlock<kHeadDim, kHeadDim <= 80 ? 2 : 1,
-                                                kHeadDim == 64 || kHeadDim >= 96, 128, 64>;
+                                                kHeadDim == 72 || kHeadDim == 80 ? 1 : 2, 64, 16>;
 
 // lse as the exponent of 2 that is subtracted; P = 0 in a row without a visible key.
 KEYE_DEVICE float attention_lse_log2(float lse) {
@@ -133,24 +139,28 @@ struct Factors {
   }
 };
 
-// The kept rows of a block, to registers if they stay there.
+// The kept rows of a block. The second tensor's come first in memory, since registers take the
+// first tensor's before them.
+template <class B>
+using AttentionFirstRows = AttentionRows<B, (B::kNumInRegisters > 0)>;
+template <class B>
+using AttentionSecondRows = AttentionRows<B, (B::kNumInRegisters > 1)>;
+
 template <class T, class B>
-KEYE_DEVICE void load_kept_rows(AttentionRows<B>& first, AttentionRows<B>& second,
+KEYE_DEVICE void load_kept_rows(AttentionFirstRows<B>& first, AttentionSecondRows<B>& second,
                                 const T* first_source, int64_t first_stride, const T* second_source,
                                 int64_t second_stride, int num_rows) {
   const uint32_t shared = shared_address(shared_memory());
-  load_attention_tile<B::kHeadDim, B::BLOCK_M, B::kNumThreads>(shared, first_source, first_stride,
-                                                               num_rows);
   load_attention_tile<B::kHeadDim, B::BLOCK_M, B::kNumThreads>(
-      shared + B::kTileBytesM, second_source, second_stride, num_rows);
-  first.tile = shared + B::Layout::offset(warp_in_block() * B::kWarpRows, 0);
-  second.tile = first.tile + B::kTileBytesM;
-  if constexpr (B::kInRegisters) {
+      shared + B::kTileBytesM, first_source, first_stride, num_rows);
+  load_attention_tile<B::kHeadDim, B::BLOCK_M, B::kNumThreads>(shared, second_source, second_stride,
+                                                               num_rows);
+  if constexpr (B::kNumInRegisters > 0) {
     ptx::cp_async_commit_group();
     ptx::cp_async_wait_group<0>();
     syncthreads();
     first.keep();
-    second.keep();
+    if constexpr (B::kNumInRegisters > 1) second.keep();
     syncthreads();
   }
 }
@@ -161,7 +171,7 @@ template <class T, int kHeadDim>
 KEYE_KERNEL(AttentionDkdvBlock<kHeadDim>::kNumThreads, AttentionDkdvBlock<kHeadDim>::kMinBlocks)
 attention_dkdv_sm80_kernel(KEYE_PARAMS VarlenAttentionParams params) {
   using B = AttentionDkdvBlock<kHeadDim>;
-  const uint32_t stages = shared_address(shared_memory()) + B::kStages;
+  const uint32_t shared = shared_address(shared_memory()), stages = shared + B::kStages;
   const int lane_idx = thread_idx() % kWarpSize;
   const int warp_row = warp_in_block() * B::kWarpRows;
   const int group_size = params.num_heads / params.num_kv_heads;
@@ -216,7 +226,8 @@ attention_dkdv_sm80_kernel(KEYE_PARAMS VarlenAttentionParams params) {
     };
 
     AttentionSums<B> dk = {}, dv = {};
-    AttentionRows<B> k, v;
+    AttentionFirstRows<B> k(shared + B::kTileBytesM);
+    AttentionSecondRows<B> v(shared);
     if (num_steps > 0) {
       load_kept_rows<T>(k, v, rows_of<const T>(params.k, tile.row, kv_head), params.k.stride_row,
                         rows_of<const T>(params.v, tile.row, kv_head), params.v.stride_row,
@@ -243,6 +254,9 @@ attention_dkdv_sm80_kernel(KEYE_PARAMS VarlenAttentionParams params) {
         }
         const bool masked = query + first + B::kStep > num_queries ||
                             (params.causal && visible_of(query + first) < warp_row + B::kWarpRows);
+        AttentionScores<B> s, dp;
+        multiply_rows<T, B>(s, k, q_tile, first);
+        multiply_rows<T, B>(dp, v, dout_tile, first);
         float lse_log2[B::kStep / 8][2], delta[B::kStep / 8][2];
         int visible[B::kStep / 8][2];
 #pragma unroll
@@ -260,9 +274,6 @@ attention_dkdv_sm80_kernel(KEYE_PARAMS VarlenAttentionParams params) {
             visible[n][i] = visible_of(query + column + i) - warp_row - lane_idx / 4;
           }
         }
-        AttentionScores<B> s, dp;
-        multiply_rows<T, B>(s, k, q_tile, first);
-        multiply_rows<T, B>(dp, v, dout_tile, first);
         if (masked) {
           scores_to_gradients<B>(s, dp, scale_log2, [&](int m, int n, int i) -> AttentionStats {
             return {lse_log2[n][i % 2], delta[n][i % 2], m * 16 + i / 2 * 8 < visible[n][i % 2]};
@@ -298,7 +309,7 @@ template <class T, int kHeadDim>
 KEYE_KERNEL(AttentionDqBlock<kHeadDim>::kNumThreads, AttentionDqBlock<kHeadDim>::kMinBlocks)
 attention_dq_sm80_kernel(KEYE_PARAMS VarlenAttentionParams params) {
   using B = AttentionDqBlock<kHeadDim>;
-  const uint32_t stages = shared_address(shared_memory()) + B::kStages;
+  const uint32_t shared = shared_address(shared_memory()), stages = shared + B::kStages;
   const int lane_idx = thread_idx() % kWarpSize;
   const int warp_row = warp_in_block() * B::kWarpRows;
   const int group_size = params.num_heads / params.num_kv_heads;
@@ -335,7 +346,8 @@ attention_dq_sm80_kernel(KEYE_PARAMS VarlenAttentionParams params) {
     };
 
     AttentionSums<B> dq = {};
-    AttentionRows<B> q, dout;
+    AttentionFirstRows<B> q(shared + B::kTileBytesM);
+    AttentionSecondRows<B> dout(shared);
     float lse_log2[B::kTilesM][2], delta[B::kTilesM][2];
     int visible[B::kTilesM][2];
     if (num_steps > 0) {

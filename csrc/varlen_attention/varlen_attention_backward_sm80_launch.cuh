@@ -24,6 +24,36 @@ inline void launch_attention_delta(const VarlenAttentionParams& params, Dtype dt
   });
 }
 
+inline void launch_attention_dkdv_sm80(const VarlenAttentionParams& params, Dtype dtype,
+                                       int device_index) {
+  if (params.total_k == 0 || params.num_kv_heads == 0) return;
+  with_attention_type_of(dtype, [&](auto type) {
+    with_attention_head_dim(params.head_dim, [&](auto head_dim) {
+      constexpr int kHeadDim = decltype(head_dim)::value;
+      using B = AttentionDkdvBlock<kHeadDim>;
+      launch("varlen_attention", &attention_dkdv_sm80_kernel<decltype(type), kHeadDim>,
+             {attention_blocks<B::BLOCK_M>(params.plan.max_k_tiles, params.num_kv_heads),
+              B::kNumThreads, B::kSharedBytes},
+             device_index, params);
+    });
+  });
+}
+
+inline void launch_attention_dq_sm80(const VarlenAttentionParams& params, Dtype dtype,
+                                     int device_index) {
+  if (params.total_q == 0 || params.num_heads == 0) return;
+  with_attention_type_of(dtype, [&](auto type) {
+    with_attention_head_dim(params.head_dim, [&](auto head_dim) {
+      constexpr int kHeadDim = decltype(head_dim)::value;
+      using B = AttentionDqBlock<kHeadDim>;
+      launch("varlen_attention", &attention_dq_sm80_kernel<decltype(type), kHeadDim>,
+             {attention_blocks<B::BLOCK_M>(params.plan.max_q_tiles, params.num_heads),
+              B::kNumThreads, B::kSharedBytes},
+             device_index, params);
+    });
+  });
+}
+
 // Fills dq, dk and dv, and params.delta on the way; the params have a plan with tiles of keys.
 inline void launch_attention_sm80_backward(const VarlenAttentionParams& params, Dtype dtype,
                                            int device_index) {
@@ -32,26 +62,8 @@ inline void launch_attention_sm80_backward(const VarlenAttentionParams& params, 
   const char* names[] = {"q", "k", "v", "out", "dout", "dq", "dk", "dv"};
   for (int i = 0; i < 8; i++) check_attention_rows(names[i], *tensors[i]);
   launch_attention_delta(params, dtype, device_index);
-  with_attention_type_of(dtype, [&](auto type) {
-    with_attention_head_dim(params.head_dim, [&](auto head_dim) {
-      using T = decltype(type);
-      constexpr int kHeadDim = decltype(head_dim)::value;
-      if (params.total_k > 0 && params.num_kv_heads > 0) {
-        using B = AttentionDkdvBlock<kHeadDim>;
-        launch("varlen_attention", &attention_dkdv_sm80_kernel<T, kHeadDim>,
-               {attention_blocks<B::BLOCK_M>(params.plan.max_k_tiles, params.num_kv_heads),
-                B::kNumThreads, B::kSharedBytes},
-               device_index, params);
-      }
-      if (params.total_q > 0 && params.num_heads > 0) {
-        using B = AttentionDqBlock<kHeadDim>;
-        launch("varlen_attention", &attention_dq_sm80_kernel<T, kHeadDim>,
-               {attention_blocks<B::BLOCK_M>(params.plan.max_q_tiles, params.num_heads),
-                B::kNumThreads, B::kSharedBytes},
-               device_index, params);
-      }
-    });
-  });
+  launch_attention_dkdv_sm80(params, dtype, device_index);
+  launch_attention_dq_sm80(params, dtype, device_index);
 }
 
 }  // namespace keye_ops

@@ -29,7 +29,7 @@ void guard_plan(AttentionPlan& plan, Role role) {
   guard_tensor("k_tiles", plan.k_tiles, sizeof(AttentionTile), {{plan.max_k_tiles, 1}}, role);
 }
 
-void guard_all(VarlenAttentionParams& params, bool backward) {
+void guard_all(VarlenAttentionParams& params, bool backward, Role delta = Role::kInput) {
   const int64_t heads = params.num_heads, kv_heads = params.num_kv_heads, size = params.head_dim;
   const int64_t total_q = params.total_q, total_k = params.total_k;
   guard_rows("q", params.q, total_q, heads, size, Role::kInput);
@@ -42,8 +42,7 @@ void guard_all(VarlenAttentionParams& params, bool backward) {
   guard_rows("dv", params.dv, total_k, kv_heads, size, Role::kOutput);
   guard_tensor("softmax_lse", params.softmax_lse, sizeof(float), {{heads, total_q}, {total_q, 1}},
                backward ? Role::kInput : Role::kOutput);
-  guard_tensor("delta", params.delta, sizeof(float), {{heads, total_q}, {total_q, 1}},
-               Role::kOutput);
+  guard_tensor("delta", params.delta, sizeof(float), {{heads, total_q}, {total_q, 1}}, delta);
   guard_plan(params.plan, Role::kInput);
 }
 
@@ -66,11 +65,19 @@ void varlen_attention_forward_host_cuda(const VarlenAttentionParams& given, Dtyp
 
 void varlen_attention_backward_host_cuda(const VarlenAttentionParams& given, Dtype dtype,
                                          int device_index) {
-  VarlenAttentionParams params = given;
-  launch_guarded([&] {
-    guard_all(params, true);
-    launch_attention_sm80_backward(params, dtype, device_index);
-  });
+  // A launch at a time: each must write all of its outputs.
+  const auto run = [&](const auto& launch, bool delta, bool keys, bool queries) {
+    VarlenAttentionParams params = given;
+    if (!keys) params.dk.data = params.dv.data = nullptr;
+    if (!queries) params.dq.data = nullptr;
+    launch_guarded([&] {
+      guard_all(params, true, delta ? Role::kOutput : Role::kInput);
+      launch(params, dtype, device_index);
+    });
+  };
+  run(launch_attention_delta, true, false, false);
+  run(launch_attention_dkdv_sm80, false, true, false);
+  run(launch_attention_dq_sm80, false, false, true);
 }
 
 void varlen_attention_plan_host_cuda(const VarlenAttentionParams& given, int32_t* memory,

@@ -18,7 +18,6 @@ template <int kHeadDim_>
 struct AttentionSm80 {
   using Layout = AttentionTileLayout<kHeadDim_>;
   static constexpr int kHeadDim = kHeadDim_, kTilesM = 1, kStep = 64;
-  static constexpr bool kInRegisters = true;
   static constexpr int BLOCK_M = 128, BLOCK_N = kStep;
   static constexpr int kWarpRows = 16 * kTilesM;
   static constexpr int kNumThreads = BLOCK_M / kWarpRows * kWarpSize;
@@ -35,7 +34,7 @@ struct AttentionSm80 {
 // What a thread holds of its warp's 16 queries.
 template <class A>
 struct AttentionSm80State {
-  AttentionRows<A> q;
+  AttentionRows<A, true> q;
   AttentionRowState rows;
   AttentionSums<A> out;
 };
@@ -95,20 +94,14 @@ attention_sm80_kernel(KEYE_PARAMS AttentionSm80Params params) {
       ptx::cp_async_commit_group();
     };
 
-    AttentionSm80State<A> state;
-    state.rows = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}, {0.0f, 0.0f}};
-#pragma unroll
-    for (int j = 0; j < kHeadDim / 8; j++) {
-#pragma unroll
-      for (int v = 0; v < 4; v++) state.out[0][j][v] = 0.0f;
-    }
+    AttentionSm80State<A> state{
+        AttentionRows<A, true>(stages), {{-INFINITY, -INFINITY}, {0.0f, 0.0f}, {0.0f, 0.0f}}, {}};
     if (num_blocks > 0) {
       load_attention_tile<kHeadDim, A::BLOCK_M, A::kNumThreads>(
           stages, rows_of<const T>(op.q, tile.row, head), op.q.stride_row, tile.rows_left);
       ptx::cp_async_commit_group();
       ptx::cp_async_wait_group<0>();
       syncthreads();
-      state.q.tile = stages + A::Layout::offset(warp_row, 0);
       state.q.keep();
       syncthreads();
       load_stage(0);

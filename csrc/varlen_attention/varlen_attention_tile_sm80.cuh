@@ -46,16 +46,18 @@ KEYE_DEVICE void load_attention_tile(uint32_t tile, const T* source, int64_t str
 // ---- products of a warp ----
 
 // A block keeps BLOCK_M rows of which every warp has kTilesM times 16, and goes through blocks of
-// BLOCK_N other rows, in steps of kStep. B is its description: kHeadDim, Layout, kTilesM,
-// kWarpRows, kStep, and kInRegisters where the kept rows stay there.
+// other rows, in steps of kStep. B describes it: kHeadDim, Layout, kTilesM, kWarpRows, kStep.
 
 // The rows of a warp as the first operand of products over head_dim.
-template <class B>
+template <class B, bool kInRegisters>
 struct AttentionRows {
   static constexpr int kSteps = B::kHeadDim / 16;
   static constexpr bool kHasTail = B::kHeadDim % 16 != 0;  // 8 more
   uint32_t tile;                                           // from the warp's first row on
   uint32_t kept[B::kTilesM][kSteps][4], kept_tail[B::kTilesM][2];
+
+  KEYE_DEVICE explicit AttentionRows(uint32_t kept_tile)
+      : tile(kept_tile + B::Layout::offset(warp_in_block() * B::kWarpRows, 0)) {}
 
   KEYE_DEVICE void keep() {
 #pragma unroll
@@ -66,14 +68,20 @@ struct AttentionRows {
     }
   }
   KEYE_DEVICE void get(uint32_t (&a)[4], int m, int k) const {
-    if constexpr (!B::kInRegisters) return load(a, m, k);
+    if constexpr (kInRegisters) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = kept[m][k][i];
+      for (int i = 0; i < 4; i++) a[i] = kept[m][k][i];
+    } else {
+      load(a, m, k);
+    }
   }
   KEYE_DEVICE void get_tail(uint32_t (&a)[2], int m) const {
-    if constexpr (!B::kInRegisters) return load_tail(a, m);
+    if constexpr (kInRegisters) {
 #pragma unroll
-    for (int i = 0; i < 2; i++) a[i] = kept_tail[m][i];
+      for (int i = 0; i < 2; i++) a[i] = kept_tail[m][i];
+    } else {
+      load_tail(a, m);
+    }
   }
 
  private:
@@ -99,9 +107,9 @@ template <class B>
 using AttentionSums = float[B::kTilesM][B::kHeadDim / 8][4];
 
 // scores = rows x^T, of 8 kColumns rows x of a tile from first_row on.
-template <class T, class B, int kColumns>
-KEYE_DEVICE void multiply_rows(float (&scores)[B::kTilesM][kColumns][4],
-                               const AttentionRows<B>& rows, uint32_t tile, int first_row) {
+template <class T, class B, class Rows, int kColumns>
+KEYE_DEVICE void multiply_rows(float (&scores)[B::kTilesM][kColumns][4], const Rows& rows,
+                               uint32_t tile, int first_row) {
   const int lane_idx = thread_idx() % kWarpSize;
 #pragma unroll
   for (int m = 0; m < B::kTilesM; m++) {
@@ -199,7 +207,7 @@ KEYE_DEVICE void round_scores(uint32_t (&weights)[B::kTilesM][kSteps][4],
 // at `offset` of shared memory.
 template <class T, class B>
 KEYE_DEVICE void store_sums(T* out, int64_t stride_row, int num_rows, const AttentionSums<B>& sums,
-                            const float (&scales)[B::kTilesM][2], uint32_t offset) {
+                            const float (&factors)[B::kTilesM][2], uint32_t offset) {
   unsigned char* shared = shared_memory() + offset;
   const int lane_idx = thread_idx() % kWarpSize;
 #pragma unroll
@@ -211,13 +219,14 @@ KEYE_DEVICE void store_sums(T* out, int64_t stride_row, int num_rows, const Atte
         const float* pair = &sums[m][j][half * 2];
         const uint32_t at = B::Layout::offset(m * 16 + half * 8 + lane_idx / 4, j);
         store_bytes(shared + at + lane_idx % 4 * 4,
-                    ptx::cvt_rn_x2<T>(pair[0] * scales[m][half], pair[1] * scales[m][half]));
+                    ptx::cvt_rn_x2<T>(pair[0] * factors[m][half], pair[1] * factors[m][half]));
       }
     }
   }
   sync_warp();
   constexpr int kChunks = B::Layout::kChunks;
-#pragma unroll
+  // NOTE: unrolled, its offsets would take registers from the products of the next item.
+#pragma unroll 1
   for (int i = 0; i < (B::kWarpRows * kChunks + kWarpSize - 1) / kWarpSize; i++) {
     const int idx = i * kWarpSize + lane_idx;
     const int row = idx / kChunks, chunk = idx % kChunks;
