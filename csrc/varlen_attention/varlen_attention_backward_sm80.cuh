@@ -6,12 +6,11 @@
 #include <algorithm>
 
 #include "common/vec.cuh"
+#include "varlen_attention/varlen_attention_gradients.cuh"
 #include "varlen_attention/varlen_attention_part.cuh"
 #include "varlen_attention/varlen_attention_tile_sm80.cuh"
 
 namespace keye_ops {
-
-constexpr double kAttentionLog2e = 1.4426950408889634;
 
 // ---- delta: the sum of dout * out over head_dim ----
 
@@ -104,7 +103,7 @@ KEYE_DEVICE float attention_lse_log2(float lse) {
   return lse == -INFINITY ? INFINITY : lse * static_cast<float>(kAttentionLog2e);
 }
 
-struct AttentionStats {
+struct AttentionScoreStats {
   float lse_log2, delta;
   bool visible;
 };
@@ -119,7 +118,7 @@ KEYE_DEVICE void scores_to_gradients(AttentionScores<B>& s, AttentionScores<B>& 
     for (int n = 0; n < B::kStep / 8; n++) {
 #pragma unroll
       for (int v = 0; v < 4; v++) {
-        const AttentionStats stats = stats_of(m, n, v);
+        const AttentionScoreStats stats = stats_of(m, n, v);
         const float p = ptx::ex2_approx_ftz(s[m][n][v] * scale_log2 - stats.lse_log2);
         const float ds = p * (dp[m][n][v] - stats.delta);
         s[m][n][v] = stats.visible ? p : 0.0f;
@@ -275,11 +274,13 @@ attention_dkdv_sm80_kernel(KEYE_PARAMS VarlenAttentionParams params) {
           }
         }
         if (masked) {
-          scores_to_gradients<B>(s, dp, scale_log2, [&](int m, int n, int i) -> AttentionStats {
-            return {lse_log2[n][i % 2], delta[n][i % 2], m * 16 + i / 2 * 8 < visible[n][i % 2]};
-          });
+          scores_to_gradients<B>(s, dp, scale_log2,
+                                 [&](int m, int n, int i) -> AttentionScoreStats {
+                                   return {lse_log2[n][i % 2], delta[n][i % 2],
+                                           m * 16 + i / 2 * 8 < visible[n][i % 2]};
+                                 });
         } else {
-          scores_to_gradients<B>(s, dp, scale_log2, [&](int, int n, int i) -> AttentionStats {
+          scores_to_gradients<B>(s, dp, scale_log2, [&](int, int n, int i) -> AttentionScoreStats {
             return {lse_log2[n][i % 2], delta[n][i % 2], true};
           });
         }
@@ -389,12 +390,13 @@ attention_dq_sm80_kernel(KEYE_PARAMS VarlenAttentionParams params) {
         multiply_rows<T, B>(dp, dout, v_tile, first);
         if (key + B::kStep > fewest) {
           const int column = key + lane_idx % 4 * 2;
-          scores_to_gradients<B>(s, dp, scale_log2, [&](int m, int n, int i) -> AttentionStats {
-            return {lse_log2[m][i / 2], delta[m][i / 2],
-                    column + n * 8 + i % 2 < visible[m][i / 2]};
-          });
+          scores_to_gradients<B>(s, dp, scale_log2,
+                                 [&](int m, int n, int i) -> AttentionScoreStats {
+                                   return {lse_log2[m][i / 2], delta[m][i / 2],
+                                           column + n * 8 + i % 2 < visible[m][i / 2]};
+                                 });
         } else {
-          scores_to_gradients<B>(s, dp, scale_log2, [&](int m, int, int i) -> AttentionStats {
+          scores_to_gradients<B>(s, dp, scale_log2, [&](int m, int, int i) -> AttentionScoreStats {
             return {lse_log2[m][i / 2], delta[m][i / 2], true};
           });
         }

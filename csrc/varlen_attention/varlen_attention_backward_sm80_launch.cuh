@@ -9,6 +9,13 @@
 
 namespace keye_ops {
 
+inline void check_attention_gradients(const VarlenAttentionParams& params) {
+  const AttentionTensor* tensors[] = {&params.q,    &params.k,  &params.v,  &params.out,
+                                      &params.dout, &params.dq, &params.dk, &params.dv};
+  const char* names[] = {"q", "k", "v", "out", "dout", "dq", "dk", "dv"};
+  for (int i = 0; i < 8; i++) check_attention_rows(names[i], *tensors[i]);
+}
+
 // Fills params.delta.
 inline void launch_attention_delta(const VarlenAttentionParams& params, Dtype dtype,
                                    int device_index) {
@@ -57,10 +64,7 @@ inline void launch_attention_dq_sm80(const VarlenAttentionParams& params, Dtype 
 // Fills dq, dk and dv, and params.delta on the way; the params have a plan with tiles of keys.
 inline void launch_attention_sm80_backward(const VarlenAttentionParams& params, Dtype dtype,
                                            int device_index) {
-  const AttentionTensor* tensors[] = {&params.q,    &params.k,  &params.v,  &params.out,
-                                      &params.dout, &params.dq, &params.dk, &params.dv};
-  const char* names[] = {"q", "k", "v", "out", "dout", "dq", "dk", "dv"};
-  for (int i = 0; i < 8; i++) check_attention_rows(names[i], *tensors[i]);
+  check_attention_gradients(params);
   launch_attention_delta(params, dtype, device_index);
   launch_attention_dkdv_sm80(params, dtype, device_index);
   launch_attention_dq_sm80(params, dtype, device_index);

@@ -3,7 +3,7 @@
 
 #include "common/norm_host_cuda.h"
 #include "host_executor/kernels.h"
-#include "varlen_attention/varlen_attention_backward_sm80_launch.cuh"
+#include "varlen_attention/varlen_attention_backward_sm90_launch.cuh"
 #include "varlen_attention/varlen_attention_host_cuda.h"
 #include "varlen_attention/varlen_attention_plan_launch.cuh"
 #include "varlen_attention/varlen_attention_sm80_launch.cuh"
@@ -76,8 +76,19 @@ void varlen_attention_backward_host_cuda(const VarlenAttentionParams& given, Dty
     });
   };
   run(launch_attention_delta, true, false, false);
-  run(launch_attention_dkdv_sm80, false, true, false);
-  run(launch_attention_dq_sm80, false, false, true);
+  if (capability == 90) {
+    const auto dkdv = [](const auto& params, Dtype type, int device) {
+      launch_attention_dkdv_sm90(params, type, kPretendedSms, device);
+    };
+    const auto dq = [](const auto& params, Dtype type, int device) {
+      launch_attention_dq_sm90(params, type, kPretendedSms, device);
+    };
+    run(dkdv, false, true, false);
+    run(dq, false, false, true);
+  } else {
+    run(launch_attention_dkdv_sm80, false, true, false);
+    run(launch_attention_dq_sm80, false, false, true);
+  }
 }
 
 void varlen_attention_plan_host_cuda(const VarlenAttentionParams& given, int32_t* memory,

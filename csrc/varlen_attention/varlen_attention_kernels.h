@@ -12,5 +12,7 @@ void varlen_attention_sm80_backward(const VarlenAttentionParams& params, Dtype d
                                     int device_index);
 void varlen_attention_sm90_forward(const VarlenAttentionParams& params, Dtype dtype, int num_sms,
                                    int device_index);
+void varlen_attention_sm90_backward(const VarlenAttentionParams& params, Dtype dtype, int num_sms,
+                                    int device_index);
 
 }  // namespace keye_ops

@@ -6,13 +6,9 @@
 // head_dim 72 is a contraction of 80 (TMA fills the spare columns with zeros) and an output of 72.
 #pragma once
 
-#include "common/dtype.h"
-#include "common/memory.cuh"
-#include "common/ptx.cuh"
-#include "common/swizzle.h"
-#include "common/thread.cuh"
 #include "varlen_attention/varlen_attention_part.cuh"
 #include "varlen_attention/varlen_attention_softmax.cuh"
+#include "varlen_attention/varlen_attention_tile_sm90.cuh"
 
 namespace keye_ops {
 
@@ -22,36 +18,13 @@ struct AttentionSm90Params {
   AttentionScale scale;
 };
 
-// kConsumers warpgroups have 64 rows each.
-template <class T, int kHeadDim_, int kConsumers_>
-struct AttentionSm90 {
-  using Type = T;
-  static constexpr int kHeadDim = kHeadDim_, kConsumers = kConsumers_;
-  static constexpr int BLOCK_M = 64 * kConsumers, BLOCK_N = kHeadDim > 72 ? 128 : 64;
-  static constexpr int kConsumerThreads = kConsumers * 128, kNumThreads = 128 + kConsumerThreads;
-
-  // A block starts with all registers of the multiprocessor in equal parts, in units of 8.
-  static constexpr int kStartRegisters = 65536 / kNumThreads / 8 * 8;
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 112;
-  static_assert(kConsumers == 2 || kConsumers == 4, "registers are chosen for these");
-  static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
-                    (kConsumers + 1) * kStartRegisters,
-                "who asks for more registers than there are waits for ever");
-
-  // A tile is units of as many columns as the swizzle spans, one behind another.
-  static constexpr Swizzle kSwizzle = Swizzle::k128;
-  static constexpr uint32_t kSpan = swizzle_span(kSwizzle);
-  static constexpr int kUnitColumns = kSpan / 2;
-  static constexpr int kUnits = (kHeadDim + kUnitColumns - 1) / kUnitColumns;
-  static constexpr int kHeadSteps = (kHeadDim + 15) / 16;  // of 16 columns
-  static constexpr int kKeySteps = BLOCK_N / 16;
-  static constexpr uint32_t kUnitBytesQ = BLOCK_M * kSpan, kUnitBytes = BLOCK_N * kSpan;
-  static constexpr uint32_t kTileBytesQ = kUnits * kUnitBytesQ, kTileBytes = kUnits * kUnitBytes;
+template <class T, int kHeadDim, int kConsumers>
+struct AttentionSm90 : AttentionSm90Tiles<T, kHeadDim, kConsumers, (kHeadDim > 72 ? 128 : 64)> {
+  using Tiles = AttentionSm90Tiles<T, kHeadDim, kConsumers, (kHeadDim > 72 ? 128 : 64)>;
+  using Tiles::kTileBytes, Tiles::kTileBytesQ, Tiles::kMaxSharedBytes;
 
   // Shared memory: rings of Q, K and V, barriers.
   static constexpr int kNumStagesQ = kHeadDim > 72 ? 1 : 2;
-  static constexpr uint32_t kMaxSharedBytes = 227 * 1024;
   static constexpr uint32_t kFit =
       (kMaxSharedBytes - 1024 - kNumStagesQ * kTileBytesQ) / (2 * kTileBytes);
   static constexpr int kNumStages = kFit < 4 ? static_cast<int>(kFit) : 4;
@@ -64,10 +37,7 @@ struct AttentionSm90 {
   static constexpr uint32_t kNumBarriers = kVCame + kNumStages;
   static constexpr uint32_t kSharedBytes = kBarriers + kNumBarriers * sizeof(uint64_t);
 
-  static_assert(kAttentionTileRows % BLOCK_M == 0, "a tile of the plan is one or more of these");
   static_assert(kNumStages >= 2, "a stage is refilled while another is read");
-  static_assert(kTileBytesQ % 1024 == 0 && kTileBytes % 1024 == 0,
-                "tiles are aligned to the swizzle's pattern");
 };
 
 // ---- where things are ----
@@ -88,19 +58,6 @@ struct AttentionSm90Shared {
   KEYE_DEVICE uint32_t v_empty(uint32_t stage) const { return barrier(A::kVEmpty + stage); }
   // A last tile has come, whose rows behind the segment's end are still those of another.
   KEYE_DEVICE uint32_t v_came(uint32_t stage) const { return barrier(A::kVCame + stage); }
-};
-
-// A place in the rings of K and V.
-template <int kNumStages>
-struct AttentionRing {
-  uint32_t stage = 0, phase = 0;
-  KEYE_DEVICE void advance() {
-    stage++;
-    if (stage == kNumStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
 };
 
 // A tile of queries of one head, and how many blocks of keys its last row sees.
@@ -125,16 +82,6 @@ KEYE_DEVICE AttentionWork attention_work(const VarlenAttentionParams& op, int64_
 }
 
 // ---- the producer: one thread waits for stages to become empty, and refills them ----
-
-template <class A>
-KEYE_DEVICE void attention_sm90_load(uint32_t tile, uint32_t unit_bytes, const TensorMap& map,
-                                     int row, int head, uint32_t full) {
-#pragma unroll
-  for (int i = 0; i < A::kUnits; i++) {
-    ptx::cp_async_bulk_tensor_load(tile + i * unit_bytes, map, {i * A::kUnitColumns, row, head},
-                                   full);
-  }
-}
 
 template <class A>
 KEYE_DEVICE void attention_sm90_produce(const AttentionSm90Params& params,
@@ -175,12 +122,7 @@ template <class A>
 KEYE_DEVICE void attention_sm90_clear_ends(const AttentionSm90Params& params,
                                            const AttentionSm90Shared<A>& shared,
                                            int64_t num_items) {
-  struct alignas(16) Chunk {
-    uint32_t words[4];
-  };
-  constexpr int kChunks = A::kSpan / sizeof(Chunk);  // of a row of a unit
   const int lane_idx = thread_idx() % kWarpSize;
-  unsigned char* const memory = shared_memory();
   uint32_t stage = 0, phases = 0;  // a bit for each stage
   for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
     const AttentionWork work = attention_work<A>(params.op, item);
@@ -188,13 +130,7 @@ KEYE_DEVICE void attention_sm90_clear_ends(const AttentionSm90Params& params,
     if (work.last_keys < A::BLOCK_N) {
       ptx::mbarrier_wait(shared.v_came(stage), phases >> stage & 1);
       phases ^= 1u << stage;
-      const int chunks = (A::BLOCK_N - work.last_keys) * kChunks;
-      for (int i = lane_idx; i < chunks * A::kUnits; i += kWarpSize) {
-        const uint32_t unit = static_cast<uint32_t>(i / chunks);
-        const auto chunk = static_cast<uint32_t>(work.last_keys * kChunks + i % chunks);
-        store_bytes(memory + (shared.v(stage) - shared.base) + unit * A::kUnitBytes + chunk * 16,
-                    Chunk{});
-      }
+      attention_sm90_clear_rows<A>(shared.v(stage), work.last_keys);
       ptx::fence_proxy_async();
       sync_warp();
       if (lane_idx == 0) ptx::mbarrier_arrive(shared.v_full(stage));
@@ -204,52 +140,6 @@ KEYE_DEVICE void attention_sm90_clear_ends(const AttentionSm90Params& params,
 }
 
 // ---- the consumers ----
-
-KEYE_DEVICE uint64_t advanced(uint64_t descriptor, uint32_t bytes) {
-  return descriptor + (bytes >> 4);
-}
-
-// scores [64, BLOCK_N] = q k^T
-template <class A>
-KEYE_DEVICE void attention_sm90_scores(float (&scores)[A::BLOCK_N / 2], uint32_t q, uint32_t k) {
-  const uint64_t q_matrix = ptx::wgmma_descriptor({q, 0, 8 * A::kSpan, 0, A::kSwizzle});
-  const uint64_t k_matrix = ptx::wgmma_descriptor({k, 0, 8 * A::kSpan, 0, A::kSwizzle});
-  constexpr int kStepsOfUnit = A::kUnitColumns / 16;
-#pragma unroll
-  for (int step = 0; step < A::kHeadSteps; step++) {
-    // The hardware swizzles addresses, so that 16 values further is 32 bytes further.
-    const uint32_t inside = step % kStepsOfUnit * 32;
-    const uint32_t unit = step / kStepsOfUnit;
-    ptx::wgmma_ss<typename A::Type, A::BLOCK_N>(
-        scores, advanced(q_matrix, unit * A::kUnitBytesQ + inside),
-        advanced(k_matrix, unit * A::kUnitBytes + inside), step > 0);
-  }
-}
-
-// out [64, kHeadDim] += weights v
-template <class A>
-KEYE_DEVICE void attention_sm90_values(float (&out)[A::kHeadDim / 2],
-                                       const uint32_t (&weights)[A::kKeySteps][4], uint32_t v) {
-  const uint64_t v_matrix = ptx::wgmma_descriptor({v, A::kUnitBytes, 8 * A::kSpan, 0, A::kSwizzle});
-#pragma unroll
-  for (int step = 0; step < A::kKeySteps; step++) {
-    ptx::wgmma_rs<typename A::Type, A::kHeadDim, ptx::Major::kMN>(
-        out, weights[step], advanced(v_matrix, step * 16 * A::kSpan), true);
-  }
-}
-
-// Weights as the left operand of a product: a step is 16 keys.
-template <class T, int kCount>
-KEYE_DEVICE void attention_round(uint32_t (&weights)[kCount / 8][4],
-                                 const float (&scores)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount / 8; i++) {
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      weights[i][j] = ptx::cvt_rn_x2<T>(scores[i * 8 + j * 2], scores[i * 8 + j * 2 + 1]);
-    }
-  }
-}
 
 // Rows of out, divided by their sums, and of lse.
 template <class T, int kHeadDim>
