@@ -100,7 +100,7 @@ def _backends(
         rows.append(("cuda", "-", "not available: no native kernel yet"))
     else:
         seen = "available" if torch.cuda.is_available() else "built, no GPU visible"
-        rows += [("cuda", f"sm_{arch}", seen) for arch in cuda.build["cuda_archs"]]
+        rows += [("cuda", f"sm_{arch}", seen) for arch in cuda.build.get("cuda_archs", ())]
     return rows
 
 

@@ -10,7 +10,7 @@
 namespace keye_ops {
 
 constexpr int kPlanThreads = 1024;
-constexpr int kPlanClasses = 128;  // of costs: four for every power of two
+constexpr int kPlanClasses = 512;  // of costs: 16 for every power of two
 
 struct AttentionPlanSide {
   const int32_t* cu_seqlens;  // [num_segments + 1]
@@ -63,11 +63,12 @@ KEYE_DEVICE int plan_class(const AttentionPlanParams& params, bool of_queries,
     // Keys that are `rows_left` from the end are seen by as many of the last queries.
     others = min(others, int64_t{tile.rows_left});
   }
-  // A float's exponent and two bits of its mantissa are four classes for every power of two.
-  const float cost = static_cast<float>((others + kAttentionTileRows - 1) / kAttentionTileRows);
+  // A float's exponent and four bits of its mantissa are 16 classes for every power of two.
+  constexpr int kCostKeys = 64;
+  const float cost = static_cast<float>((others + kCostKeys - 1) / kCostKeys);
   uint32_t bits;
   memcpy(&bits, &cost, sizeof(bits));
-  const int rank = static_cast<int>(bits >> 21) - (127 << 2) + 1;
+  const int rank = static_cast<int>(bits >> 19) - (127 << 4) + 1;
   return kPlanClasses - 1 - max(min(rank, kPlanClasses - 1), 0);
 }
 
@@ -137,14 +138,27 @@ KEYE_DEVICE void plan_side(const AttentionPlanParams& params, PlanShared& shared
     add_to_class(shared.count, plan_class(params, of_queries, tile), active);
   });
   syncthreads();
-  if (thread_idx() == 0) {
-    uint32_t sum = 0;
-    for (int i = 0; i < kPlanClasses; i++) {
-      const uint32_t count = shared.count[i];
-      shared.count[i] = sum;
-      sum += count;
+  if (warp_in_block() == 0) {
+    // Where each class begins; a lane has some of them, one after another.
+    constexpr int kOfLane = kPlanClasses / kWarpSize;
+    uint32_t* const mine = shared.count + thread_idx() * kOfLane;
+    uint32_t own = 0;
+    for (int i = 0; i < kOfLane; i++) own += mine[i];
+    uint32_t end = own;
+#pragma unroll
+    for (int delta = 1; delta < kWarpSize; delta *= 2) {
+      const uint32_t below = shuffle_up(end, delta);
+      if (thread_idx() >= delta) end += below;
     }
-    params.num_tiles[of_queries ? 0 : 1] = static_cast<int32_t>(sum);
+    uint32_t begin = end - own;
+    for (int i = 0; i < kOfLane; i++) {
+      const uint32_t count = mine[i];
+      mine[i] = begin;
+      begin += count;
+    }
+    if (thread_idx() == kWarpSize - 1) {
+      params.num_tiles[of_queries ? 0 : 1] = static_cast<int32_t>(end);
+    }
   }
   syncthreads();
   for_each_tile(params, of_queries, bad, [&](const AttentionTile& tile, bool active) {
