@@ -33,7 +33,9 @@ OPS = (
     "patch_embed",
     "patchify",
     "rope",
+    "varlen_attention",
 )
+ATTENTION_ARCHS = (80, 90)  # whose kernels of varlen_attention there are
 SEED = int(os.environ.get("KEYE_OPS_HOST_CUDA_SEED", "0"))
 
 
@@ -123,10 +125,11 @@ def take_reports() -> list[Any]:
 
 
 @contextmanager
-def host_cuda(**schedule: Any) -> Iterator[None]:
+def host_cuda(attention_arch: int = 90, **schedule: Any) -> Iterator[None]:
     """CUDA kernels in place of the CPU's inside a ``with`` block.
 
     Args:
+        attention_arch: one of ``ATTENTION_ARCHS``.
         schedule: of :class:`_host_executor.Schedule`; the seed is by default
             ``KEYE_OPS_HOST_CUDA_SEED``.
     """
@@ -134,6 +137,7 @@ def host_cuda(**schedule: Any) -> Iterator[None]:
     take_reports()
     for op in OPS:
         getattr(_kernels(op), f"{op}_host_cuda_install")()
+    _kernels("varlen_attention").varlen_attention_host_cuda_set_arch(attention_arch)
     try:
         with mock.patch.object(dispatch, "kernel_device", return_value="cuda"):
             yield

@@ -1,4 +1,5 @@
 // varlen_attention's CUDA kernels on the host executor: every tensor becomes a guarded copy.
+#include <string>
 #include <vector>
 
 #include "common/norm_host_cuda.h"
@@ -104,5 +105,31 @@ void varlen_attention_plan_host_cuda(const VarlenAttentionParams& given, int32_t
     launch_attention_plan(params, memory, device_index);
   });
 }
+
+// ---- launches by name, past the op's checks: with offsets that ops would refuse ----
+
+namespace {
+
+using host_executor::Arguments;
+
+const bool kRegistered =
+    host_executor::register_kernel("attention_plan", [](const Arguments& arguments) {
+      AttentionPlanParams params{};
+      params.num_segments = arguments.integer("num_segments");
+      const auto side = [&](const std::string& name) -> AttentionPlanSide {
+        return {arguments.array<int32_t>("cu_seqlens_" + name), arguments.integer("total_" + name),
+                arguments.array<AttentionTile>(name + "_tiles"),
+                max_attention_tiles(arguments.integer("total_" + name), params.num_segments)};
+      };
+      params.q = side("q");
+      params.k = side("k");
+      params.num_tiles = arguments.array<int32_t>("num_tiles");
+      params.error_word = arguments.array<ErrorWord>("error_word");
+      params.causal = arguments.integer("causal") != 0;
+      params.with_k_tiles = true;
+      return host_executor::bind_kernel(&attention_plan_kernel, params);
+    });
+
+}  // namespace
 
 }  // namespace keye_ops
