@@ -142,6 +142,14 @@ def use_native(op: str, tensor: torch.Tensor, unsupported: str | None = None) ->
     return False
 
 
+def plans_on(tensor: torch.Tensor) -> bool:
+    """Whether attention on this tensor's device takes a plan of its work."""
+    if kernel_device(tensor) != "cuda":
+        return False
+    mode = _mode_while_tracing() if torch.compiler.is_compiling() else _mode.get()
+    return mode != "reference" and has_kernel("varlen_attention_plan", tensor.device.type)
+
+
 def unsupported_strides(*tensors: torch.Tensor | None) -> str | None:
     """Why kernels that want contiguous rows do not take all tensors, or None if they do."""
     good = all(x is None or _has_contiguous_rows(x) for x in tensors)

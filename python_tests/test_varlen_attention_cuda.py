@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fuzz_cases import Tally, dense_attention, judge, largest, plain_attention, visible
-from host_cuda import ATTENTION_ARCHS, executor, host_cuda, take_reports, unavailable
+from host_cuda import ATTENTION_ARCHS, build, executor, host_cuda, take_reports, unavailable
 from selftest_kernels import ERROR_WORD
 
 import keye_ops
@@ -193,7 +193,9 @@ def test_gradients_of_a_sum(device):
     """Their strides are zeros."""
     (q, k, v, dout), cu = make(([80, 33], [80, 33], 0, 0, (2, 2)), torch.bfloat16, 72)
     ones = torch.ones(()).to(dout).expand_as(dout)
-    pairs = zip(run(device, (q, k, v, ones), cu), run(device, (q, k, v, ones.clone()), cu))
+    pairs = zip(
+        run(device, (q, k, v, ones), cu), run(device, (q, k, v, ones.clone()), cu), strict=True
+    )
     assert all(torch.equal(*pair) for pair in pairs)
 
 
@@ -209,6 +211,7 @@ def plan_by_name(cu_q, cu_k, total_q, total_k, causal=False, seed=0):
     """Counts and tiles that the kernel writes, and what it reports; past the op's checks."""
     if reason := unavailable():
         pytest.skip(reason)
+    executor().load_library(str(build() / "host_cuda_varlen_attention.so"))
     cu = [np.array(x, np.int32) for x in (cu_q, cu_k)]
     segments = len(cu_q) - 1
     sizes = [n // 256 + min(segments + 1, n) for n in (total_q, total_k)]
@@ -297,3 +300,60 @@ def test_offsets_that_lie(cu_q, cu_k, code, value):
     for tiles, zeros in zip(sides, first, strict=True):
         assert {i: x[2] for i, x in rows_of(tiles).items()} == dict.fromkeys(range(9), 0)
         assert zeros.shape == tiles.shape
+
+
+def test_a_plan_is_reused(device):
+    tensors, cu = make(([80, 33], [50, 9], 0, 0, (2, 1)), torch.bfloat16, 72)
+    cu = [c.to(device) for c in cu]
+    want = run(device, tensors, cu, causal=True)
+    totals = {"total_q": len(tensors[0]), "total_k": len(tensors[1])}
+    plan = keye_ops.AttentionPlan.make(*cu, **totals, causal=True)
+    assert plan.tiles.numel() > 0
+    for _ in range(2):
+        results = run(device, tensors, cu, causal=True, plan=plan)
+        assert all(torch.equal(*pair) for pair in zip(results, want, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cu": 1}, "plan must be made of the call's cu_seqlens, got one of others"),
+        ({"total_q": 8}, r"plan must be made for the rows of q and k, \(7, 7\), got \(8, 7\)"),
+        ({"causal": True}, "plan must be made with causal=False, got True"),
+    ],
+)
+def test_a_plan_of_something_else(changes, message):
+    cu = offsets([3, 4])
+    x = torch.zeros(7, 1, 72)
+    settings = {"total_q": 7, "total_k": 7, "causal": False} | changes
+    other = offsets([3, 4]) if settings.pop("cu", 0) else cu
+    plan = keye_ops.AttentionPlan.make(other, **settings)
+    with pytest.raises(RuntimeError, match=f"varlen_attention: {message}"):
+        keye_ops.varlen_attention(x, x, x, cu, plan=plan)
+
+
+# ---- FlashAttention's interface ----
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_attn_varlen_func(causal):
+    (q, k, v, _), cu = make(([5, 20], [9, 20], 0, 0, (4, 2)), torch.bfloat16, 72)
+    out, lse = keye_ops.varlen_attention(q, k, v, *cu, causal=causal, return_lse=True)
+    args = (q, k, v, *cu, 20, 20)
+    assert torch.equal(keye_ops.flash_attn_varlen_func(*args, causal=causal), out)
+    options = {"causal": causal, "return_attn_probs": True, "deterministic": True}
+    again, its_lse, probabilities = keye_ops.flash_attn_varlen_func(*args, **options)
+    assert torch.equal(again, out)
+    assert torch.equal(its_lse, lse)
+    assert probabilities is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dropout_p", 0.1), ("window_size", (4, -1)), ("softcap", 30.0),
+     ("alibi_slopes", torch.zeros(4)), ("block_table", torch.zeros(2, 3))],
+)  # fmt: skip
+def test_options_that_flash_attention_has_alone(name, value):
+    (q, k, v, _), cu = make(([5], [5], 0, 0, (4, 4)), torch.bfloat16, 72)
+    with pytest.raises(RuntimeError, match=f"flash_attn_varlen_func: {name} must be its default"):
+        keye_ops.flash_attn_varlen_func(q, k, v, *cu, 5, 5, **{name: value})

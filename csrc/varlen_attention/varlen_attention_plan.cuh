@@ -63,13 +63,11 @@ KEYE_DEVICE int plan_class(const AttentionPlanParams& params, bool of_queries,
     // Keys that are `rows_left` from the end are seen by as many of the last queries.
     others = min(others, int64_t{tile.rows_left});
   }
-  // A float's exponent and four bits of its mantissa are 16 classes for every power of two.
+  // Costs below 32 are classes of their own; from there on 16 for every power of two.
   constexpr int kCostKeys = 64;
-  const float cost = static_cast<float>((others + kCostKeys - 1) / kCostKeys);
-  uint32_t bits;
-  memcpy(&bits, &cost, sizeof(bits));
-  const int rank = static_cast<int>(bits >> 19) - (127 << 4) + 1;
-  return kPlanClasses - 1 - max(min(rank, kPlanClasses - 1), 0);
+  int cost = static_cast<int>((others + kCostKeys - 1) / kCostKeys), rank = 0;
+  for (; cost >= 32; cost /= 2) rank += 16;
+  return kPlanClasses - 1 - min(rank + cost, kPlanClasses - 1);
 }
 
 // The tiles of 32 segments, spread over the lanes of a warp: f(segment, tile in it, of a warp of

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import keye_ops
+from keye_ops.attention_plan import AttentionPlan
 from keye_ops.grid import PackedGrid
 from keye_ops.model.config import VisionConfig
 
@@ -28,14 +29,18 @@ class VisionAttention(nn.Module):
         self.register_state_dict_post_hook(_split_qkv)
         self.register_load_state_dict_pre_hook(_fuse_qkv)
 
-    def forward(self, hidden: torch.Tensor, grid: PackedGrid) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, grid: PackedGrid, plan: AttentionPlan | None = None
+    ) -> torch.Tensor:
         """[N, hidden_size] -> [N, hidden_size]."""
         qkv = self.qkv_proj(hidden).view(-1, 3, self.num_heads, self.head_dim)
         q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]
         # Without a graph to keep, the views of the packed tensor are rotated where they lie.
         rotate = keye_ops.rope_2d if qkv.requires_grad else keye_ops.rope_2d_
         q, k = rotate(q, k, grid.position_ids, theta=self.rope_theta)
-        out = keye_ops.varlen_attention(q, k, v, grid.cu_seqlens, max_seqlen_q=grid.max_seqlen)
+        out = keye_ops.varlen_attention(
+            q, k, v, grid.cu_seqlens, max_seqlen_q=grid.max_seqlen, plan=plan
+        )
         return self.out_proj(out.flatten(1))
 
 
@@ -81,7 +86,11 @@ class VisionLayer(nn.Module):
         self.mlp = VisionMLP(config)
 
     def forward(
-        self, update: torch.Tensor, grid: PackedGrid, residual: torch.Tensor | None = None
+        self,
+        update: torch.Tensor,
+        grid: PackedGrid,
+        residual: torch.Tensor | None = None,
+        plan: AttentionPlan | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the block.
 
@@ -89,12 +98,13 @@ class VisionLayer(nn.Module):
             update: [N, hidden_size], the stream itself where there is no residual.
             grid: describes the N patches.
             residual: [N, hidden_size].
+            plan: of the grid's segments.
 
         Returns:
             Update and residual, [N, hidden_size] each; their sum is the stream after the block.
         """
         residual, normed = self.layer_norm1(update, residual)
-        residual, normed = self.layer_norm2(self.self_attn(normed, grid), residual)
+        residual, normed = self.layer_norm2(self.self_attn(normed, grid, plan), residual)
         return self.mlp(normed), residual
 
 
@@ -128,8 +138,11 @@ class VisionEncoder(nn.Module):
     ) -> torch.Tensor:
         """[N, hidden_size] -> [N, hidden_size], through ``norm`` at the end if it is given."""
         residual = None
+        plan = AttentionPlan.make(
+            grid.cu_seqlens, total_q=hidden.shape[0], max_seqlen_q=grid.max_seqlen
+        )
         for layer in self.layers:
-            hidden, residual = layer(hidden, grid, residual)
+            hidden, residual = layer(hidden, grid, residual, plan)
         if norm is not None:
             return norm(hidden, residual)[1]
         return hidden if residual is None else hidden + residual
