@@ -172,6 +172,7 @@ def fuzz(
         native += gpu_device.implementation(op, context) == "native"
 
     kept = fuzz_cases.keye_ops, fuzz_cases.GUARD
+    fuzz_cases.IN_TENSOR_CORES = context.device != "cpu"
     fuzz_cases.keye_ops = OnDevice(gpu_device.type_of(context), wrong)
     fuzz_cases.GUARD = 64  # a multiple of 16 bytes, so that kernels take what lies behind it
     first_seed, threads = seed, torch.get_num_threads()
@@ -190,6 +191,7 @@ def fuzz(
         problems += reports[:3]
     finally:
         fuzz_cases.keye_ops, fuzz_cases.GUARD = kept
+        fuzz_cases.IN_TENSOR_CORES = False
         torch.set_num_threads(threads)
     try:
         tally.verify()

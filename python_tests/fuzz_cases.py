@@ -19,6 +19,7 @@ from keye_ops import PackedGrid
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SPECIALS = (torch.nan, torch.inf, -torch.inf)
 GUARD = 67  # elements on each side of an input that nobody may read
+IN_TENSOR_CORES = False  # whether CUDA kernels are judged
 
 Tensors = dict[str, torch.Tensor]
 
@@ -317,7 +318,10 @@ def attention_problem(choices):
     problem.special = plant(choices, which, nq if which == "q" else nk)
     if problem.special:
         row = problem.special[1]
-        problem.unseen = others(nq, row) | ~seen.any(1) if which == "q" else ~seen[:, row]
+        # NOTE: zero times an infinity of v is no number: in tensor cores, causal rows that are
+        # multiplied together with those that see it are not spared.
+        sees = visible(*cu, nq, nk, False) if which == "v" and IN_TENSOR_CORES else seen
+        problem.unseen = others(nq, row) | ~seen.any(1) if which == "q" else ~sees[:, row]
     return problem
 
 

@@ -44,6 +44,8 @@ def outputs_and_gradients(name, dtype, device):
 @pytest.mark.parametrize("dtype", gpu_cases.DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_results_and_gradients_are_as_on_the_cpu(name, dtype):
+    if name.startswith("varlen_attention") and dtype == "fp32":
+        pytest.skip("the reference, which runs, reads offsets on the host")
     want, want_grads = outputs_and_gradients(name, dtype, "cpu")
     with fake_cuda():
         if name in ODD:
