@@ -110,10 +110,14 @@ def bytes_of(x: torch.Tensor) -> torch.Tensor:
     return x.view(torch.uint8)
 
 
-def favour_kernels(choices: dict[str, Any]) -> dict[str, Any]:
+def favour_kernels(op: str, choices: dict[str, Any]) -> dict[str, Any]:
     """Most problems such that the kernels take them; the others fall back, which is fuzzed too."""
+    import fuzz_cases
+
     if choices["seed"] % 4 == 0:
         return choices
+    if op == "varlen_attention":
+        return fuzz_cases.kernel_choices(choices)
     new = dict(choices)
     if new["dtype"] == torch.float64:
         new["dtype"] = _DTYPES[new["seed"] % 3]
@@ -166,8 +170,11 @@ def fuzz(
         nonlocal done, native, last
         if time.monotonic() > deadline or done >= count:
             return
-        last = favour_kernels(choices)
-        fuzz_cases.check(make(last), tally)
+        last = favour_kernels(op, choices)
+        problem = make(last)
+        if op == "varlen_attention" and context.device != "cpu":
+            fuzz_cases.spread_in_segments(problem)
+        fuzz_cases.check(problem, tally)
         done += 1
         native += gpu_device.implementation(op, context) == "native"
 

@@ -10,7 +10,7 @@ from keye_ops import dispatch
 from keye_ops.checks import check
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionPlan:
     """What calls of :func:`varlen_attention` with the same segments may share.
 

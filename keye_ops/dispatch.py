@@ -178,22 +178,32 @@ def unsupported_rows(x: torch.Tensor, width: int, *others: torch.Tensor | None) 
         return "it has no fp64 on cuda"
     if any(n * x.element_size() % 16 for n in (x.shape[1], width)) or width > MAX_CUDA_ROW:
         return f"it has no rows of {x.shape[1]} values in {x.dtype} on cuda"
-    if not torch.compiler.is_compiling() and not all(map(_has_aligned_rows, tensors)):
+    if not all(map(has_fitting_rows, tensors)):
         return "it needs rows at multiples of 16 bytes on cuda"
     return None
 
 
+def has_fitting_rows(x: torch.Tensor | None) -> bool:
+    """Whether rows are where kernels take them: on CUDA at multiples of 16 bytes.
+
+    Where tensors have no address, in a graph and in transforms, the answer is yes.
+    """
+    if x is None or torch.compiler.is_compiling() or kernel_device(x) != "cuda":
+        return True
+    return _is_transformed() or _has_aligned_rows(x)
+
+
+def fit_rows(x: torch.Tensor) -> torch.Tensor:
+    """The tensor with rows where kernels take them."""
+    return x if has_fitting_rows(x) else x.clone(memory_format=torch.contiguous_format)
+
+
 def fit_gradient(x: torch.Tensor) -> torch.Tensor:
     """A contiguous gradient as kernels take it."""
-    compiling = torch.compiler.is_compiling()
-    if not compiling and kernel_device(x) == "cuda" and not _has_aligned_rows(x):
-        return x.clone(memory_format=torch.contiguous_format)
-    return x.contiguous()
+    return fit_rows(x).contiguous()
 
 
-def _has_aligned_rows(x: torch.Tensor | None) -> bool:
-    if x is None:
-        return True
+def _has_aligned_rows(x: torch.Tensor) -> bool:
     strides = zip(x.shape[:-1], x.stride()[:-1], strict=True)
     size = x.element_size()
     return x.data_ptr() % 16 == 0 and all(n <= 1 or s * size % 16 == 0 for n, s in strides)

@@ -221,9 +221,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
 def _fit_for_kernel(x: torch.Tensor) -> torch.Tensor:
     """A tensor as the kernels take it, where autograd or a graph leaves no other choice."""
     fits = x.dim() == 0 or x.stride(-1) == 1
-    if fits and dispatch.kernel_device(x) == "cuda" and not torch.compiler.is_compiling():
-        fits = _aligned(x)
-    return x if fits else x.clone(memory_format=torch.contiguous_format)
+    return dispatch.fit_rows(x) if fits else x.clone(memory_format=torch.contiguous_format)
 
 
 def _backward(ctx: Any, dq: torch.Tensor, dk: torch.Tensor) -> tuple[Any, ...]:
@@ -529,13 +527,6 @@ def _unsupported(*tensors: torch.Tensor | None) -> str | None:
     vector = 16 // q.element_size()
     if q.shape[2] % vector or q.shape[2] > 32 * vector:
         return f"it has no head_dim {q.shape[2]} in {q.dtype} on cuda"
-    if not torch.compiler.is_compiling() and not all(_aligned(x) for x in tensors if x is not None):
+    if not all(map(dispatch.has_fitting_rows, tensors)):
         return "it needs rows at multiples of 16 bytes on cuda"
     return None
-
-
-def _aligned(x: torch.Tensor) -> bool:
-    """Whether every row starts at a multiple of 16 bytes."""
-    size = x.element_size()
-    strides = zip(x.shape[:-1], x.stride()[:-1], strict=True)
-    return x.data_ptr() % 16 == 0 and all(n <= 1 or s * size % 16 == 0 for n, s in strides)

@@ -89,7 +89,12 @@ def _dense_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, **mask: Any
 ) -> torch.Tensor:
     """scaled_dot_product_attention of [rows, heads, head_dim] tensors."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    if scale <= 0:
+        # Kernels of torch for GPUs hide scores before they scale them, and -inf times that is not
+        # -inf.
+        q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)
+    # They also read vectors of 16 bytes from wherever the tensors start.
+    q, k, v = (dispatch.fit_rows(x).transpose(0, 1)[None] for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped, **mask)
     return out[0].transpose(0, 1)
@@ -297,9 +302,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 def _backward(ctx: Any, dout: torch.Tensor, dlse: Any) -> tuple[Any, ...]:
     op = torch.ops.keye_ops.varlen_attention_backward
     *saved, plan = ctx.saved_tensors
-    # A sum's gradient has strides of 0, which copies of whole tiles do not take.
-    fits = dout.stride(-1) == 1 and (dispatch.kernel_device(dout) != "cuda" or _is_aligned(dout))
-    dout = dout if fits else dout.clone(memory_format=torch.contiguous_format)
+    if dout.stride(-1) != 1 or not _has_tiles(dout):  # a sum's gradient has strides of 0
+        dout = dout.clone(memory_format=torch.contiguous_format)
     return *op(dout, *saved, *ctx.options, plan), *[None] * 8
 
 
@@ -327,17 +331,17 @@ def _unsupported(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str | Non
     if q.dim() == 3 and q.shape[2] not in _CUDA_HEAD_DIMS:
         return f"it has no head_dim {q.shape[2]} on cuda"
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if not torch.compiler.is_compiling() and not _is_aligned(x):
+        if not _has_tiles(x):
             return f"it needs rows of {name} at multiples of 16 bytes on cuda"
     return None
 
 
-def _is_aligned(x: torch.Tensor) -> bool:
-    """Whether rows start at multiples of 16 bytes, at strides that are none of them 0."""
-    size = x.element_size()
-    strides = zip(x.shape[:-1], x.stride()[:-1], strict=True)
-    good = all(n <= 1 or (stride > 0 and stride * size % 16 == 0) for n, stride in strides)
-    return good and x.data_ptr() % 16 == 0
+def _has_tiles(x: torch.Tensor) -> bool:
+    """Whether CUDA's copies of whole tiles can read x, which take no stride of 0."""
+    if dispatch.kernel_device(x) != "cuda":
+        return True
+    strides = zip(x.shape, x.stride(), strict=True)
+    return all(n <= 1 or stride > 0 for n, stride in strides) and dispatch.has_fitting_rows(x)
 
 
 def varlen_attention(
@@ -383,6 +387,8 @@ def varlen_attention(
         max_seqlen_k = max_seqlen_q if max_seqlen_k is None else max_seqlen_k
     if plan is not None:
         plan.check_fits(q, k, cu_seqlens_q, cu_seqlens_k, causal)
+        max_seqlen_q = plan.max_seqlen_q if max_seqlen_q is None else max_seqlen_q
+        max_seqlen_k = plan.max_seqlen_k if max_seqlen_k is None else max_seqlen_k
     args = (q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     tiles = plan.tiles if plan is not None else None
     options = (softmax_scale, causal, return_lse or torch.is_grad_enabled(), tiles)

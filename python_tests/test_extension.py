@@ -37,6 +37,7 @@ OPS = (
     "patchify",
     "varlen_attention",
     "varlen_attention_backward",
+    "varlen_attention_plan",
     "add_layer_norm",
     "add_layer_norm_backward",
     "add_rms_norm",

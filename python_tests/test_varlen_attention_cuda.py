@@ -8,6 +8,7 @@ import torch
 from fuzz_cases import Tally, dense_attention, judge, largest, plain_attention, visible
 from host_cuda import ATTENTION_ARCHS, build, executor, host_cuda, take_reports, unavailable
 from selftest_kernels import ERROR_WORD
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import keye_ops
 
@@ -357,3 +358,89 @@ def test_options_that_flash_attention_has_alone(name, value):
     (q, k, v, _), cu = make(([5], [5], 0, 0, (4, 4)), torch.bfloat16, 72)
     with pytest.raises(RuntimeError, match=f"flash_attn_varlen_func: {name} must be its default"):
         keye_ops.flash_attn_varlen_func(q, k, v, *cu, 5, 5, **{name: value})
+
+
+# ---- what is left to the reference, and graphs ----
+
+
+def test_what_is_left_to_the_reference():
+    if reason := unavailable():
+        pytest.skip(reason)
+    (q, k, v, _), cu = make(([5, 3], [5, 3], 0, 0, (2, 2)), torch.bfloat16, 72)
+    storage = torch.zeros(k.numel() + 8, dtype=k.dtype)
+    shifted = storage[4:-4].view_as(k).copy_(k)
+    columns = k.transpose(1, 2).contiguous().transpose(1, 2)
+    cases = [
+        ("it has no torch.float32 on cuda", (q.float(), k.float(), v.float())),
+        ("it has no torch.float64 on cuda", (q.double(), k.double(), v.double())),
+        ("it has no head_dim 8 on cuda", (q[..., :8], k[..., :8], v[..., :8])),
+        ("it needs rows of k at multiples of 16 bytes on cuda", (q, shifted, v)),
+        ("it needs rows of k at multiples of 16 bytes on cuda", (q, k[:, :1].expand_as(k), v)),
+        ("k must have unit last stride, got 2", (q, columns, v)),
+    ]
+    with host_cuda():
+        for reason, qkv in cases:
+            out = keye_ops.varlen_attention(*qkv, *cu)
+            last = keye_ops.last_dispatch("varlen_attention")
+            assert (last.implementation, last.reason) == ("reference", reason)
+            seen = visible(*cu, 8, 8, False)
+            exact = dense_attention(*map(torch.Tensor.double, qkv), seen, qkv[0].shape[2] ** -0.5)
+            judge("out", out, plain_attention(*qkv, cu, None, seen), exact["out"], largest(v))
+            message = f"the native kernel was required, but {reason}"
+            with pytest.raises(RuntimeError, match=message), keye_ops.backend("native"):
+                keye_ops.varlen_attention(*qkv, *cu)
+
+
+def test_transforms_are_left_to_the_reference():
+    if reason := unavailable():
+        pytest.skip(reason)
+    (q, k, v, _), cu = make(([5, 3], [5, 3], 0, 0, (2, 2)), torch.bfloat16, 72)
+    with host_cuda():
+        grad = torch.func.grad(lambda q: keye_ops.varlen_attention(q, k, v, *cu).float().sum())
+        assert grad(q).shape == q.shape
+    assert "torch.func" in keye_ops.last_dispatch("varlen_attention").reason
+
+
+@pytest.mark.parametrize(("segments", "total"), [(0, 0), (3, 0), (3, 2), (3, 700), (0, 300)])
+def test_the_fake_of_a_plan_has_its_size(device, segments, total):
+    cu = torch.zeros(segments + 1, dtype=torch.int32, device=device)
+    op = torch.ops.keye_ops.varlen_attention_plan
+    plan = op(cu, cu, total, total, True)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = mode.from_tensor(cu)
+        assert op(fake, fake, total, total, True).shape == plan.shape
+    # Not all of a plan is written, so that its values cannot be compared.
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(op.default, (cu, cu, total, total, True), test_utils=utilities)
+
+
+@pytest.mark.parametrize("planned", [False, True])
+@pytest.mark.parametrize("where", ["cpu", *DEVICES[len(ATTENTION_ARCHS) :]])
+def test_one_graph_for_all_sizes(where, planned):
+    def function(q, k, v, cu):
+        plan = None
+        if planned:
+            plan = keye_ops.AttentionPlan.make(cu, total_q=q.shape[0], causal=True)
+        once = keye_ops.varlen_attention(q.sin(), k, v, cu, causal=True, plan=plan)
+        return keye_ops.varlen_attention(once, k, v, cu, causal=True, plan=plan)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+    for lengths in ([5, 9, 3], [7, 0, 1, 20], [4] * 9):
+        (*qkv, _), cu = make((lengths, lengths, 0, 0, (2, 1)), torch.bfloat16, 72)
+        leaves = [x.to(where).requires_grad_() for x in qkv]
+        outs = [f(*leaves, cu[0].to(where)) for f in (compiled, function)]
+        gradients = [torch.autograd.grad(x.float().square().sum(), leaves) for x in outs]
+        assert torch.equal(*outs)
+        assert all(map(torch.equal, *gradients))
+    assert counter.frame_count == 1
+
+
+def test_a_plan_brings_its_longest_segments():
+    cu = offsets([3, 4])
+    x = torch.zeros(7, 1, 72)
+    plan = keye_ops.AttentionPlan.make(cu, total_q=7, max_seqlen_q=3)
+    message = "max_seqlen_q must be at least the longest segment, 4, got 3"
+    with pytest.raises(RuntimeError, match=message):
+        keye_ops.varlen_attention(x, x, x, cu, plan=plan)
+    keye_ops.varlen_attention(x, x, x, cu, plan=plan, max_seqlen_q=4, max_seqlen_k=4)

@@ -32,6 +32,7 @@ class TextAttention(nn.Module):
         position_ids: torch.Tensor,
         layout: SequenceLayout,
         cache: KVCache | None,
+        plan: keye_ops.AttentionPlan | None = None,
     ) -> torch.Tensor:
         """[N, hidden_size], position_ids [3, N] -> [N, hidden_size]."""
         config = self.config
@@ -63,6 +64,7 @@ class TextAttention(nn.Module):
             max_seqlen_q=layout.max_seqlen_q,
             max_seqlen_k=layout.max_seqlen_k,
             causal=True,
+            plan=plan,
         )
         return self.o_proj(out.flatten(1))
 
@@ -115,6 +117,7 @@ class TextLayer(nn.Module):
         layout: SequenceLayout,
         cache: KVCache | None,
         residual: torch.Tensor | None = None,
+        plan: keye_ops.AttentionPlan | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the block.
 
@@ -124,12 +127,13 @@ class TextLayer(nn.Module):
             layout: of the N tokens.
             cache: as of `TextModel`.
             residual: [N, hidden_size].
+            plan: of the layout's segments, if many blocks share one.
 
         Returns:
             Update and residual, [N, hidden_size] each; their sum is the stream after the block.
         """
         residual, normed = self.input_layernorm(update, residual)
-        attended = self.self_attn(normed, position_ids, layout, cache)
+        attended = self.self_attn(normed, position_ids, layout, cache, plan)
         residual, normed = self.post_attention_layernorm(attended, residual)
         return self.mlp(normed), residual
 
@@ -163,6 +167,16 @@ class TextModel(nn.Module):
             [N, hidden_size] after the final norm.
         """
         update, residual = inputs_embeds, None
+        total = inputs_embeds.shape[0]
+        plan = keye_ops.AttentionPlan.make(
+            layout.cu_seqlens_q,
+            layout.cu_seqlens_k,
+            total_q=total,
+            total_k=total if cache is None else cache.batch_size * cache.capacity,
+            max_seqlen_q=layout.max_seqlen_q,
+            max_seqlen_k=layout.max_seqlen_k,
+            causal=True,
+        )
         for layer in self.layers:
-            update, residual = layer(update, position_ids, layout, cache, residual)
+            update, residual = layer(update, position_ids, layout, cache, residual, plan)
         return self.norm(update, residual)[1]
