@@ -10,6 +10,7 @@ item, so that neither a fault nor an early end loses what others found.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import signal
@@ -93,6 +94,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def serve(arguments: argparse.Namespace) -> int:
     """The body of a stage's process."""
+    faulthandler.enable()  # what crashes tells where
     context = Context(
         stage=arguments.stage,
         device=arguments.device,
