@@ -325,13 +325,12 @@ def attention_problem(choices):
     return problem
 
 
-# What the kernels for CUDA take: rows at multiples of 16 bytes, GUARD being one.
+# What attention's kernels for CUDA take, where GUARD is a multiple of 16 bytes.
 KERNEL_ATTENTION = {
     "dtype": (torch.bfloat16, torch.float16),
     "head_dim": (64, 72, 80, 96, 128),
     "layout": ("packed", "contiguous", "heads", "turned"),
 }
-KERNEL_GUARD = 64
 
 
 def kernel_choices(choices):
@@ -341,16 +340,6 @@ def kernel_choices(choices):
         for name, good in KERNEL_ATTENTION.items()
     }
     return {**choices, **kept}
-
-
-def spread_in_segments(problem):
-    """Let special values of keys reach all rows of their segment, causal or not.
-
-    Kernels for CUDA multiply values by weights that are zeros where a row does not see the key.
-    """
-    if problem.special and problem.special[0] != "q":
-        problem.unseen = ~problem.seen(shift=2**20)[:, problem.special[1]]
-    return problem
 
 
 def visible(cu_q, cu_k, nq, nk, causal, shift=0):
