@@ -12,7 +12,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 	$(wildcard python_tests/*.cpp)
 SELFTEST_KERNELS := gemm_mma gemm_wgmma cluster_sum row_sums
 
-.PHONY: demo test sanitize arm64 faults mutation ledger lint format bench clean
+.PHONY: demo test sanitize arm64 faults mutation mutation-attention ledger lint format bench clean
 
 demo: $(VENV)/.package
 	$(BIN)/keye-ops demo $(ARGS)
@@ -59,6 +59,15 @@ mutation: $(VENV)/.dev
 		--test "host_cuda_selftest.so:$(BIN)/python python_tests/fault_probe.py --strict $(SELFTEST_KERNELS)" \
 		--equivalent python_tests/mutation/equivalent.json \
 		--json build/mutation.json --report build/mutation.md $(ARGS)
+
+# The same of attention's kernels, which take longer to compile and to run: about 20 minutes.
+mutation-attention: $(VENV)/.dev
+	$(BIN)/python python_tests/host_cuda.py
+	$(BIN)/python python_tests/mutation/run.py --at-least 100 --sample 104 \
+		--sources csrc/varlen_attention/*.cuh \
+		--test "host_cuda_varlen_attention.so:$(BIN)/python python_tests/varlen_attention_probe.py" \
+		--equivalent python_tests/mutation/equivalent_attention.json \
+		--json build/mutation_attention.json --report build/mutation_attention.md $(ARGS)
 
 # Registers, spills and instructions of every CUDA kernel, as checked in.
 ledger: $(VENV)/.dev
