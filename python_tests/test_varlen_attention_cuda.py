@@ -444,3 +444,21 @@ def test_a_plan_brings_its_longest_segments():
     with pytest.raises(RuntimeError, match=message):
         keye_ops.varlen_attention(x, x, x, cu, plan=plan)
     keye_ops.varlen_attention(x, x, x, cu, plan=plan, max_seqlen_q=4, max_seqlen_k=4)
+
+
+@pytest.mark.parametrize("arch", ATTENTION_ARCHS)
+def test_bank_conflicts_at_head_dim_72(arch):
+    """Wavefronts of shared memory of each launch, at most 1.05 of those without conflicts."""
+    if reason := unavailable():
+        pytest.skip(reason)
+    tensors, cu = make(([130], [200], 0, 0, (2, 1)), torch.bfloat16, 72)
+    with host_cuda(attention_arch=arch, counters=True):
+        plan = keye_ops.AttentionPlan.make(*cu, total_q=130, total_k=200)
+        take_reports()
+        run("cpu", tensors, cu, plan=plan)
+        counters = [report.counters for report in take_reports()]
+    ratios = [
+        one["shared_wavefronts"] / one["shared_ideal"] for one in counters if one["shared_ideal"]
+    ]
+    assert len(ratios) >= 3
+    assert max(ratios) <= 1.05, ratios
