@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 import torch.nn.functional as F
 from tolerance import assert_within_twice
@@ -27,12 +26,6 @@ SEGMENTS = {
     "k without q": ([0, 4], [3, 5], 0, 0),
     "no k at all": ([3, 4], [0, 0], 0, 0),
 }
-NAMES = ("out", "lse", "dq", "dk", "dv")
-on_every_kernel = pytest.mark.parametrize(
-    "device",
-    ["cpu", *(["cuda"] if torch.cuda.is_available() else []), "host_cuda", "host_cuda_80"],
-    indirect=True,
-)
 
 
 def zeros(*shape, dtype=torch.float64):
@@ -113,43 +106,3 @@ def compare(way, inputs, **options):
     assert out.is_contiguous()
     assert_within_twice(out, plain_out, exact_out)
     assert_within_twice(lse, plain_lse, exact_lse)
-
-
-def outputs_and_gradients(function, inputs, dout, **options):
-    """out, lse, dq, dk, dv."""
-    leaves = [x.detach().requires_grad_() for x in inputs[:3]]
-    out, lse = function(*leaves, *inputs[3:], **options)
-    return [out, lse, *torch.autograd.grad(out, leaves, dout.to(out))]
-
-
-def kernel(*inputs, **options):
-    """The op; where it is native it must not fall back."""
-    with keye_ops.backend("native"):
-        return keye_ops.varlen_attention(*inputs, return_lse=True, **options)
-
-
-def gradient_like(q, seed=1):
-    return torch.randn(q.shape, generator=torch.Generator().manual_seed(seed)).to(q.dtype)
-
-
-def judge(inputs, device, **options):
-    """Hold values and gradients on a device to the tolerance."""
-    renamed = {{"softmax_scale": "scale"}.get(k, k): x for k, x in options.items()}
-    dout = gradient_like(inputs[0])
-    there = [x.to(device) for x in inputs]
-    actual = outputs_and_gradients(kernel, there, dout.to(device), **options)
-
-    def exact(*inputs):
-        return oracle(*inputs, **renamed)
-
-    def plain(*inputs):
-        lse = oracle(*(x.float() for x in inputs[:3]), *inputs[3:], **renamed)[1]
-        zero = sum(x[:0].sum() for x in inputs[:3])  # where no row sees a key
-        return plain_attention(*inputs, **renamed) + zero, lse
-
-    wide = [*(x.double() for x in inputs[:3]), *inputs[3:]]
-    triples = (actual, outputs_and_gradients(plain, inputs, dout))
-    triples += (outputs_and_gradients(exact, wide, dout),)
-    for name, *triple in zip(NAMES, *triples, strict=True):
-        assert triple[0].is_contiguous(), name
-        assert_within_twice(*triple)
