@@ -7,6 +7,7 @@ import pytest
 import torch
 from model_helpers import make_model, patches
 from tolerance import assert_within_twice
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import keye_ops
 from keye_ops import dispatch
@@ -48,6 +49,23 @@ def test_tower_and_projector(version, dtype):
     for op in OPS + ("varlen_attention",) * half:
         assert keye_ops.last_dispatch(op).implementation == "native"
     assert_within_twice(actual, plain, exact)
+
+
+class PlanCounter(TorchDispatchMode):
+    """Counts the plans of attention."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.keye_ops.varlen_attention_plan.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_layers_share_one_plan():
+    model = make_model(dtype=torch.bfloat16)
+    with host_cuda.host_cuda(), PlanCounter() as plans:
+        project(model, patches(GRIDS, dtype=torch.bfloat16))
+    assert plans.count == 1
 
 
 def test_bytes_become_text_rows():
