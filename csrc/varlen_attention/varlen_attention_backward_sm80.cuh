@@ -264,8 +264,9 @@ attention_dkdv_sm80_kernel(KEYE_PARAMS VarlenAttentionParams params) {
             float values[2];
           };
           const int column = first + n * 8 + lane_idx % 4 * 2;
-          const Pair lse_pair = load_bytes<Pair>(stats + column * 4);
-          const Pair delta_pair = load_bytes<Pair>(stats + B::kStatsBytes + column * 4);
+          const uint32_t at = static_cast<uint32_t>(column) * 4;
+          const Pair lse_pair = load_bytes<Pair>(stats + at);
+          const Pair delta_pair = load_bytes<Pair>(stats + B::kStatsBytes + at);
 #pragma unroll
           for (int i = 0; i < 2; i++) {
             lse_log2[n][i] = attention_lse_log2(lse_pair.values[i]);

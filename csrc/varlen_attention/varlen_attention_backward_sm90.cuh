@@ -24,7 +24,7 @@ struct AttentionBackwardSm90 : AttentionSm90Tiles<T, kHeadDim, kConsumers, kBloc
   // Shared memory: kept tiles, a ring of streamed ones, lse and delta of the queries that are
   // streamed, barriers.
   static constexpr uint32_t kStageBytes = 2 * kTileBytes;
-  static constexpr uint32_t kStatsBytes = 2 * kBlockN * sizeof(float);
+  static constexpr uint32_t kStatsBytes = 2 * sizeof(float) * kBlockN;
   static constexpr uint32_t kFit =
       (kMaxSharedBytes - 1024 - 2 * kTileBytesQ) / (kStageBytes + kStatsBytes);
   static constexpr int kNumStages = kFit < 4 ? static_cast<int>(kFit) : 4;
@@ -262,7 +262,8 @@ KEYE_DEVICE void attention_dq_consume(const AttentionBackwardSm90Params& params,
         stats[r] = attention_stats(op, pass.head * op.total_q + pass.tile.row + row);
         limits[r] = static_cast<int>(visible_keys_of(op.causal, pass.tile, row));
       }
-      const int least = static_cast<int>(visible_keys_of(op.causal, pass.tile, consumer.idx * 64));
+      const int first_row = consumer.idx * 64;
+      const int least = static_cast<int>(visible_keys_of(op.causal, pass.tile, first_row));
       ptx::mbarrier_wait(shared.kept_full(), kept_phase);
       uint32_t weights[B::kKeySteps][4];
       uint32_t stage_before = 0;
@@ -356,9 +357,10 @@ KEYE_DEVICE void attention_dkdv_consume(const AttentionBackwardSm90Params& param
 
         // A column is a query.
         const unsigned char* const stats =
-            shared_memory() + shared.stats(ring.stage) + lane_idx % 4 * 16;
+            shared_memory() + shared.stats(ring.stage) + static_cast<uint32_t>(lane_idx % 4) * 16;
         const auto stats_of = [&](int i) {
-          return load_bytes<AttentionStats>(stats + i / 4 * 64 + i % 2 * 8);
+          const auto at = static_cast<uint32_t>(i / 4 * 64 + i % 2 * 8);
+          return load_bytes<AttentionStats>(stats + at);
         };
         attention_weights(s, scale_log2, [&](int i) { return stats_of(i).lse_log2; });
         // Key j of the tile is seen by queries from the one that has j keys of it before it.

@@ -139,7 +139,8 @@ KEYE_DEVICE void plan_side(const AttentionPlanParams& params, PlanShared& shared
   if (warp_in_block() == 0) {
     // Where each class begins; a lane has some of them, one after another.
     constexpr int kOfLane = kPlanClasses / kWarpSize;
-    uint32_t* const mine = shared.count + thread_idx() * kOfLane;
+    const int first = thread_idx() * kOfLane;
+    uint32_t* const mine = shared.count + first;
     uint32_t own = 0;
     for (int i = 0; i < kOfLane; i++) own += mine[i];
     uint32_t end = own;

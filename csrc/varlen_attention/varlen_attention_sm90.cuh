@@ -229,7 +229,8 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
         limits[r] = static_cast<int>(
             visible_keys_of(op.causal, work.tile, first_row + lane_idx / 4 + r * 8));
       }
-      const int least = static_cast<int>(visible_keys_of(op.causal, work.tile, consumer_idx * 64));
+      const int first_seen = consumer_idx * 64;
+      const int least = static_cast<int>(visible_keys_of(op.causal, work.tile, first_seen));
       const auto finish_scores = [&](int block) {
         attention_sign(scores, params.scale.sign);
         const int before = block * A::BLOCK_N;

@@ -197,7 +197,8 @@ KEYE_DEVICE void round_scores(uint32_t (&weights)[B::kTilesM][kSteps][4],
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const float (&pair)[4] = scores[m][2 * k + i / 2];
-        weights[m][k][i] = ptx::cvt_rn_x2<T>(pair[i % 2 * 2], pair[i % 2 * 2 + 1]);
+        const int at = i % 2 * 2;
+        weights[m][k][i] = ptx::cvt_rn_x2<T>(pair[at], pair[at + 1]);
       }
     }
   }
@@ -217,8 +218,9 @@ KEYE_DEVICE void store_sums(T* out, int64_t stride_row, int num_rows, const Atte
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const float* pair = &sums[m][j][half * 2];
-        const uint32_t at = B::Layout::offset(m * 16 + half * 8 + lane_idx / 4, j);
-        store_bytes(shared + at + lane_idx % 4 * 4,
+        const uint32_t at = B::Layout::offset(m * 16 + half * 8 + lane_idx / 4, j) +
+                            static_cast<uint32_t>(lane_idx % 4) * 4;
+        store_bytes(shared + at,
                     ptx::cvt_rn_x2<T>(pair[0] * factors[m][half], pair[1] * factors[m][half]));
       }
     }
