@@ -131,3 +131,14 @@ def test_the_ledger_is_up_to_date():
     if ledger["nvcc"] != nvcc:
         pytest.skip(f"the ledger records nvcc {ledger['nvcc']}, the library is by {nvcc}")
     assert cuda_ledger.complaints(LIBRARY, cuda_ledger.read_kernels(LIBRARY)) == []
+
+
+def test_attention_multiplies_by_72_columns(code):
+    """Of head_dim 72, on sm_90a: weights times values have 72 columns, and not 80 or 96."""
+    seen = 0
+    for key, lines in code.items():
+        if "attention_sm90_kernel" in key[1] and "Li72E" in key[1]:
+            shapes = {found[1] for x in lines if (found := re.search(r"HGMMA\.(\d+x\d+x16)", x))}
+            assert shapes == {"64x64x16", "64x72x16"}, f"{key} has {shapes}"
+            seen += 1
+    assert seen or "sm_90a" not in {key[0] for key in code}
