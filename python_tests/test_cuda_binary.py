@@ -59,7 +59,8 @@ def test_the_library_loads_and_registers_its_kernels():
 def test_every_architecture_has_every_kernel(code):
     architectures = built_architectures()
     assert architectures
-    names = {kernel for _, kernel in code if "cutlass" not in kernel}
+    own = ("cutlass", "_sm90_kernel")  # of some architectures only
+    names = {kernel for _, kernel in code if not any(part in kernel for part in own)}
     assert len([name for name in names if "rope_kernel" in name]) == 9  # 3 modes, 3 dtypes
     for architecture in architectures:
         assert names <= {kernel for built, kernel in code if built == architecture}
@@ -92,7 +93,7 @@ def test_no_kernel_spills(usage, code):
     for architecture, kernel, registers, stack, local in usage:
         assert stack == 0, f"{kernel} on {architecture} has {stack} bytes of stack"
         assert local == 0, f"{kernel} on {architecture} has {local} bytes of local memory"
-        most = 232 if "cutlass" in kernel else 168
+        most = 232 if "cutlass" in kernel else 255 if "attention" in kernel else 168
         assert registers <= most, f"{kernel} on {architecture} takes {registers} registers"
     for key, lines in code.items():
         local = [line for line in lines if re.search(r"\b(LDL|STL)\b", line)]
