@@ -126,7 +126,8 @@ AttentionBackend& backend_of(const Tensor& q) {
 
 // The plan that was given, or one of these offsets; keep what it returns until the kernels are
 // launched.
-Tensor planned(VarlenAttentionParams& params, const Tensor& q, const std::optional<Tensor>& given) {
+Tensor planned(VarlenAttentionParams& params, const Tensor& q, const std::optional<Tensor>& given,
+               bool backward) {
   const AttentionBackend& backend = backend_of(q);
   if (backend.plan == nullptr) return Tensor();
   const int64_t words = attention_plan_words(params.total_q, params.total_k, params.num_segments);
@@ -139,7 +140,7 @@ Tensor planned(VarlenAttentionParams& params, const Tensor& q, const std::option
   }
   Tensor plan = given.has_value() ? *given : new_empty(q, {words}, aoti_torch_dtype_int32());
   if (!given.has_value()) {
-    backend.plan(params, plan.mutable_data_ptr<int32_t>(), q.get_device_index());
+    backend.plan(params, plan.mutable_data_ptr<int32_t>(), backward, q.get_device_index());
   }
   params.plan = attention_plan_in(plan.const_data_ptr<int32_t>(), params.total_q, params.total_k,
                                   params.num_segments);
@@ -166,7 +167,7 @@ std::tuple<Tensor, Tensor> varlen_attention(const Tensor& q, const Tensor& k, co
                           : new_empty(q, {0}, lse_dtype(q));
   params.out = attention_tensor(out);
   params.softmax_lse = return_lse ? lse.mutable_data_ptr() : nullptr;
-  const Tensor kept = planned(params, q, plan);
+  const Tensor kept = planned(params, q, plan, false);
   backend_of(q).forward(params, float_dtype_of(q.scalar_type()), q.get_device_index());
   return {out, lse};
 }
@@ -199,7 +200,7 @@ std::tuple<Tensor, Tensor, Tensor> varlen_attention_backward(
   params.dk = attention_tensor(dk);
   params.dv = attention_tensor(dv);
   params.softmax_lse = const_cast<void*>(softmax_lse.const_data_ptr());
-  const Tensor kept = planned(params, q, plan);
+  const Tensor kept = planned(params, q, plan, true);
   Tensor delta;
   if (backend_of(q).plan != nullptr) {
     delta = new_empty(q, {q.size(1), q.size(0)}, aoti_torch_dtype_float32());
@@ -228,7 +229,7 @@ Tensor varlen_attention_plan(const Tensor& cu_seqlens_q, const Tensor& cu_seqlen
       backend.plan == nullptr ? 0 : attention_plan_words(total_q, total_k, params.num_segments);
   Tensor plan = new_empty(cu_seqlens_q, {words}, aoti_torch_dtype_int32());
   if (words > 0) {
-    backend.plan(params, plan.mutable_data_ptr<int32_t>(), cu_seqlens_q.get_device_index());
+    backend.plan(params, plan.mutable_data_ptr<int32_t>(), true, cu_seqlens_q.get_device_index());
   }
   return plan;
 }

@@ -7,13 +7,13 @@
 
 namespace keye_ops {
 
-struct ErrorWord;
-
 // One of the tensors of rows [N, heads, head_dim]. Strides are in elements; head_dim has stride 1.
 struct AttentionTensor {
   void* data;
   int64_t stride_row, stride_head;
 };
+
+constexpr double kAttentionLog2e = 1.4426950408889634;
 
 // Scores are multiplied by the sign, 1, -1 or 0, and then by a positive factor that has log2(e) in
 // it, so that the highest score has the highest weight.
@@ -69,7 +69,6 @@ struct VarlenAttentionParams {
   void* softmax_lse;                 // [num_heads, total_q], fp32 (fp64 for fp64), or null
   AttentionPlan plan;                // CUDA only
   float* delta;                      // [num_heads, total_q], CUDA backward's scratch memory
-  ErrorWord* error_word;             // CUDA only
   int64_t total_q, total_k;
   int64_t num_segments;
   int num_heads, num_kv_heads, head_dim;

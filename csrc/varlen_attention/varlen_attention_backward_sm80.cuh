@@ -98,11 +98,6 @@ template <int kHeadDim>
 using AttentionDqBlock = AttentionBackwardBlock<kHeadDim, kHeadDim <= 80 ? 2 : 1,
                                                 kHeadDim == 72 || kHeadDim == 80 ? 1 : 2, 64, 16>;
 
-// lse as the exponent of 2 that is subtracted; P = 0 in a row without a visible key.
-KEYE_DEVICE float attention_lse_log2(float lse) {
-  return lse == -INFINITY ? INFINITY : lse * static_cast<float>(kAttentionLog2e);
-}
-
 struct AttentionScoreStats {
   float lse_log2, delta;
   bool visible;

@@ -9,55 +9,40 @@
 
 namespace keye_ops {
 
-inline void check_attention_gradients(const VarlenAttentionParams& params) {
-  const AttentionTensor* tensors[] = {&params.q,    &params.k,  &params.v,  &params.out,
-                                      &params.dout, &params.dq, &params.dk, &params.dv};
-  const char* names[] = {"q", "k", "v", "out", "dout", "dq", "dk", "dv"};
-  for (int i = 0; i < 8; i++) check_attention_rows(names[i], *tensors[i]);
-}
-
 // Fills params.delta.
 inline void launch_attention_delta(const VarlenAttentionParams& params, Dtype dtype,
                                    int device_index) {
   if (params.total_q == 0 || params.num_heads == 0) return;
-  check_attention_rows("out", params.out);
-  check_attention_rows("dout", params.dout);
   const int64_t num_blocks = std::min(ceil_div(params.total_q, kDeltaRows), kMaxAttentionBlocks);
-  with_attention_type_of(dtype, [&](auto type) {
-    with_attention_head_dim(params.head_dim, [&](auto head_dim) {
-      launch("varlen_attention", &attention_delta_kernel<decltype(type), decltype(head_dim)::value>,
-             {num_blocks, kDeltaThreads}, device_index, params);
-    });
+  with_attention_kernel(params, dtype, [&](auto type, auto head_dim) {
+    launch("varlen_attention", &attention_delta_kernel<decltype(type), decltype(head_dim)::value>,
+           {num_blocks, kDeltaThreads}, device_index, params);
   });
 }
 
 inline void launch_attention_dkdv_sm80(const VarlenAttentionParams& params, Dtype dtype,
                                        int device_index) {
   if (params.total_k == 0 || params.num_kv_heads == 0) return;
-  with_attention_type_of(dtype, [&](auto type) {
-    with_attention_head_dim(params.head_dim, [&](auto head_dim) {
-      constexpr int kHeadDim = decltype(head_dim)::value;
-      using B = AttentionDkdvBlock<kHeadDim>;
-      launch("varlen_attention", &attention_dkdv_sm80_kernel<decltype(type), kHeadDim>,
-             {attention_blocks<B::BLOCK_M>(params.plan.max_k_tiles, params.num_kv_heads),
-              B::kNumThreads, B::kSharedBytes},
-             device_index, params);
-    });
+  with_attention_kernel(params, dtype, [&](auto type, auto head_dim) {
+    constexpr int kHeadDim = decltype(head_dim)::value;
+    using B = AttentionDkdvBlock<kHeadDim>;
+    launch("varlen_attention", &attention_dkdv_sm80_kernel<decltype(type), kHeadDim>,
+           {attention_blocks<B::BLOCK_M>(params.plan.max_k_tiles, params.num_kv_heads),
+            B::kNumThreads, B::kSharedBytes},
+           device_index, params);
   });
 }
 
 inline void launch_attention_dq_sm80(const VarlenAttentionParams& params, Dtype dtype,
                                      int device_index) {
   if (params.total_q == 0 || params.num_heads == 0) return;
-  with_attention_type_of(dtype, [&](auto type) {
-    with_attention_head_dim(params.head_dim, [&](auto head_dim) {
-      constexpr int kHeadDim = decltype(head_dim)::value;
-      using B = AttentionDqBlock<kHeadDim>;
-      launch("varlen_attention", &attention_dq_sm80_kernel<decltype(type), kHeadDim>,
-             {attention_blocks<B::BLOCK_M>(params.plan.max_q_tiles, params.num_heads),
-              B::kNumThreads, B::kSharedBytes},
-             device_index, params);
-    });
+  with_attention_kernel(params, dtype, [&](auto type, auto head_dim) {
+    constexpr int kHeadDim = decltype(head_dim)::value;
+    using B = AttentionDqBlock<kHeadDim>;
+    launch("varlen_attention", &attention_dq_sm80_kernel<decltype(type), kHeadDim>,
+           {attention_blocks<B::BLOCK_M>(params.plan.max_q_tiles, params.num_heads), B::kNumThreads,
+            B::kSharedBytes},
+           device_index, params);
   });
 }
 

@@ -198,12 +198,6 @@ KEYE_DEVICE void attention_backward_finish(const AttentionBackwardSm90Params& pa
 
 // ---- the consumers ----
 
-template <class B>
-KEYE_DEVICE void attention_backward_leave(uint32_t barrier) {
-  sync_warp();
-  if (thread_idx() % kWarpSize == 0) ptx::mbarrier_arrive(barrier);
-}
-
 // Rows of sums, times a factor.
 template <class B>
 KEYE_DEVICE void attention_backward_store(const AttentionTensor& x, const AttentionPass& pass,
@@ -270,7 +264,7 @@ KEYE_DEVICE void attention_dq_consume(const AttentionBackwardSm90Params& params,
       for (int step = 0; step < pass.num_steps; step++) {
         ptx::mbarrier_wait(shared.full(ring.stage), ring.phase);
         if (!has_rows) {
-          attention_backward_leave<B>(shared.empty(ring.stage));
+          attention_leave(shared.empty(ring.stage));
           ring.advance();
           continue;
         }
@@ -283,7 +277,7 @@ KEYE_DEVICE void attention_dq_consume(const AttentionBackwardSm90Params& params,
         // Scores are there, and what was added to dq in the step before.
         ptx::wgmma_wait_group<1>();
         ptx::wgmma_accumulators_ready(s);
-        if (step > 0) attention_backward_leave<B>(shared.empty(stage_before));
+        if (step > 0) attention_leave(shared.empty(stage_before));
         attention_weights(s, scale_log2, [&](int i) { return stats[i / 2 % 2].lse_log2; });
         ptx::wgmma_wait_group<0>();
         ptx::wgmma_accumulators_ready(dp);
@@ -303,10 +297,10 @@ KEYE_DEVICE void attention_dq_consume(const AttentionBackwardSm90Params& params,
       if (has_rows) {
         ptx::wgmma_wait_group<0>();
         ptx::wgmma_accumulators_ready(dq);
-        attention_backward_leave<B>(shared.empty(stage_before));
+        attention_leave(shared.empty(stage_before));
       }
       kept_phase ^= 1;
-      attention_backward_leave<B>(shared.kept_empty());
+      attention_leave(shared.kept_empty());
     }
     attention_backward_store<B>(op.dq, pass, consumer.first_row, dq,
                                 static_cast<float>(op.softmax_scale));
@@ -339,7 +333,7 @@ KEYE_DEVICE void attention_dkdv_consume(const AttentionBackwardSm90Params& param
         const AttentionStep now = attention_step<B>(pass, step);
         ptx::mbarrier_wait(shared.full(ring.stage), ring.phase);
         if (!has_rows) {
-          attention_backward_leave<B>(shared.empty(ring.stage));
+          attention_leave(shared.empty(ring.stage));
           ring.advance();
           continue;
         }
@@ -353,7 +347,7 @@ KEYE_DEVICE void attention_dkdv_consume(const AttentionBackwardSm90Params& param
         // Scores are there, and what was added to dk and dv in the step before.
         ptx::wgmma_wait_group<1>();
         ptx::wgmma_accumulators_ready(s);
-        if (step > 0) attention_backward_leave<B>(shared.empty(stage_before));
+        if (step > 0) attention_leave(shared.empty(stage_before));
 
         // A column is a query.
         const unsigned char* const stats =
@@ -393,10 +387,10 @@ KEYE_DEVICE void attention_dkdv_consume(const AttentionBackwardSm90Params& param
         ptx::wgmma_wait_group<0>();
         ptx::wgmma_accumulators_ready(dk);
         ptx::wgmma_accumulators_ready(dv);
-        attention_backward_leave<B>(shared.empty(stage_before));
+        attention_leave(shared.empty(stage_before));
       }
       kept_phase ^= 1;
-      attention_backward_leave<B>(shared.kept_empty());
+      attention_leave(shared.kept_empty());
     }
     attention_backward_store<B>(op.dk, pass, consumer.first_row, dk,
                                 static_cast<float>(op.softmax_scale));
@@ -422,51 +416,54 @@ KEYE_DEVICE void attention_backward_init(const AttentionBackwardShared<B>& share
   syncthreads();
 }
 
-template <class T, int kHeadDim>
-KEYE_KERNEL((AttentionDqSm90<T, kHeadDim>::kNumThreads), 1)
-attention_dq_sm90_kernel(KEYE_PARAMS AttentionBackwardSm90Params params) {
-  using B = AttentionDqSm90<T, kHeadDim>;
+// The warps of a block by their roles: those of the first warpgroup bring what the others use.
+// kNumCleared of the streamed tensors are summed over; queries come with lse and delta.
+template <class B, int kNumCleared, bool kWithStats, class PassOf, class Consume>
+KEYE_DEVICE void attention_backward_run(const AttentionBackwardSm90Params& params, int num_tiles,
+                                        int num_heads, const PassOf& pass_of,
+                                        const Consume& consume) {
   const AttentionBackwardShared<B> shared{shared_address(shared_memory())};
   const int warp_idx = warp_in_block();
   attention_backward_init(shared);
-  const auto pass_of = [&](int64_t item) { return attention_dq_pass<B>(params.op, item); };
-  const int64_t num_items = int64_t{params.op.plan.num_tiles[0]} *
-                            (kAttentionTileRows / B::BLOCK_M) * params.op.num_heads;
+  const int64_t num_items = int64_t{num_tiles} * (kAttentionTileRows / B::BLOCK_M) * num_heads;
   if (warp_idx < 4) {
     ptx::setmaxnreg_dec<B::kProducerRegisters>();
     if (warp_idx == 0) {
       if (ptx::elect_sync()) attention_backward_produce(params, shared, num_items, pass_of);
     } else if (warp_idx == 1) {
-      // Keys are summed over; values are not.
-      attention_backward_finish<B, 1, false>(params, shared, num_items, pass_of);
+      attention_backward_finish<B, kNumCleared, kWithStats>(params, shared, num_items, pass_of);
     }
   } else {
     ptx::setmaxnreg_inc<B::kConsumerRegisters>();
-    attention_dq_consume(params, shared, num_items, pass_of);
+    consume(shared, num_items);
   }
+}
+
+template <class T, int kHeadDim>
+KEYE_KERNEL((AttentionDqSm90<T, kHeadDim>::kNumThreads), 1)
+attention_dq_sm90_kernel(KEYE_PARAMS AttentionBackwardSm90Params params) {
+  using B = AttentionDqSm90<T, kHeadDim>;
+  const VarlenAttentionParams& op = params.op;
+  const auto pass_of = [&](int64_t item) { return attention_dq_pass<B>(op, item); };
+  // Keys are summed over; values are not.
+  attention_backward_run<B, 1, false>(
+      params, op.plan.num_tiles[0], op.num_heads, pass_of,
+      [&](const AttentionBackwardShared<B>& shared, int64_t num_items) {
+        attention_dq_consume(params, shared, num_items, pass_of);
+      });
 }
 
 template <class T, int kHeadDim>
 KEYE_KERNEL((AttentionDkdvSm90<T, kHeadDim>::kNumThreads), 1)
 attention_dkdv_sm90_kernel(KEYE_PARAMS AttentionBackwardSm90Params params) {
   using B = AttentionDkdvSm90<T, kHeadDim>;
-  const AttentionBackwardShared<B> shared{shared_address(shared_memory())};
-  const int warp_idx = warp_in_block();
-  attention_backward_init(shared);
-  const auto pass_of = [&](int64_t item) { return attention_dkdv_pass<B>(params.op, item); };
-  const int64_t num_items = int64_t{params.op.plan.num_tiles[1]} *
-                            (kAttentionTileRows / B::BLOCK_M) * params.op.num_kv_heads;
-  if (warp_idx < 4) {
-    ptx::setmaxnreg_dec<B::kProducerRegisters>();
-    if (warp_idx == 0) {
-      if (ptx::elect_sync()) attention_backward_produce(params, shared, num_items, pass_of);
-    } else if (warp_idx == 1) {
-      attention_backward_finish<B, 2, true>(params, shared, num_items, pass_of);
-    }
-  } else {
-    ptx::setmaxnreg_inc<B::kConsumerRegisters>();
-    attention_dkdv_consume(params, shared, num_items, pass_of);
-  }
+  const VarlenAttentionParams& op = params.op;
+  const auto pass_of = [&](int64_t item) { return attention_dkdv_pass<B>(op, item); };
+  attention_backward_run<B, 2, true>(
+      params, op.plan.num_tiles[1], op.num_kv_heads, pass_of,
+      [&](const AttentionBackwardShared<B>& shared, int64_t num_items) {
+        attention_dkdv_consume(params, shared, num_items, pass_of);
+      });
 }
 
 }  // namespace keye_ops

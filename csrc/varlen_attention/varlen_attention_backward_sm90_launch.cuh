@@ -39,39 +39,29 @@ AttentionBackwardSm90Params attention_backward_params(const VarlenAttentionParam
   return kernel_params;
 }
 
-template <class B>
-LaunchShape attention_sm90_shape(int64_t max_tiles, int num_heads, int num_sms) {
-  const int64_t items = max_tiles * (kAttentionTileRows / B::BLOCK_M) * num_heads;
-  return {std::min<int64_t>(items, num_sms), B::kNumThreads, B::kSharedBytes};
-}
-
 inline void launch_attention_dkdv_sm90(const VarlenAttentionParams& params, Dtype dtype,
                                        int num_sms, int device_index) {
   if (params.total_k == 0 || params.num_kv_heads == 0) return;
-  with_attention_type_of(dtype, [&](auto type) {
-    with_attention_head_dim(params.head_dim, [&](auto head_dim) {
-      using T = decltype(type);
-      constexpr int kHeadDim = decltype(head_dim)::value;
-      using B = AttentionDkdvSm90<T, kHeadDim>;
-      launch("varlen_attention", &attention_dkdv_sm90_kernel<T, kHeadDim>,
-             attention_sm90_shape<B>(params.plan.max_k_tiles, params.num_kv_heads, num_sms),
-             device_index, attention_backward_params<B>(params, false));
-    });
+  with_attention_kernel(params, dtype, [&](auto type, auto head_dim) {
+    using T = decltype(type);
+    constexpr int kHeadDim = decltype(head_dim)::value;
+    using B = AttentionDkdvSm90<T, kHeadDim>;
+    launch("varlen_attention", &attention_dkdv_sm90_kernel<T, kHeadDim>,
+           attention_sm90_shape<B>(params.plan.max_k_tiles, params.num_kv_heads, num_sms),
+           device_index, attention_backward_params<B>(params, false));
   });
 }
 
 inline void launch_attention_dq_sm90(const VarlenAttentionParams& params, Dtype dtype, int num_sms,
                                      int device_index) {
   if (params.total_q == 0 || params.num_heads == 0) return;
-  with_attention_type_of(dtype, [&](auto type) {
-    with_attention_head_dim(params.head_dim, [&](auto head_dim) {
-      using T = decltype(type);
-      constexpr int kHeadDim = decltype(head_dim)::value;
-      using B = AttentionDqSm90<T, kHeadDim>;
-      launch("varlen_attention", &attention_dq_sm90_kernel<T, kHeadDim>,
-             attention_sm90_shape<B>(params.plan.max_q_tiles, params.num_heads, num_sms),
-             device_index, attention_backward_params<B>(params, true));
-    });
+  with_attention_kernel(params, dtype, [&](auto type, auto head_dim) {
+    using T = decltype(type);
+    constexpr int kHeadDim = decltype(head_dim)::value;
+    using B = AttentionDqSm90<T, kHeadDim>;
+    launch("varlen_attention", &attention_dq_sm90_kernel<T, kHeadDim>,
+           attention_sm90_shape<B>(params.plan.max_q_tiles, params.num_heads, num_sms),
+           device_index, attention_backward_params<B>(params, true));
   });
 }
 

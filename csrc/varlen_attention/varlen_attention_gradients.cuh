@@ -8,19 +8,21 @@
 
 namespace keye_ops {
 
-constexpr double kAttentionLog2e = 1.4426950408889634;
-
 // Of a query.
 struct alignas(8) AttentionStats {
   float lse_log2;  // the exponent of 2 that is subtracted; infinite in a row without a visible key
   float delta;
 };
 
+// P = 0 in a row without a visible key.
+KEYE_DEVICE float attention_lse_log2(float lse) {
+  return lse == -INFINITY ? INFINITY : lse * static_cast<float>(kAttentionLog2e);
+}
+
 // Of place `at` in [num_heads, total_q].
 KEYE_DEVICE AttentionStats attention_stats(const VarlenAttentionParams& op, int64_t at) {
   const float lse = load_bytes<float>(static_cast<const float*>(op.softmax_lse) + at);
-  return {lse == -INFINITY ? INFINITY : lse * static_cast<float>(kAttentionLog2e),
-          load_bytes<float>(op.delta + at)};
+  return {attention_lse_log2(lse), load_bytes<float>(op.delta + at)};
 }
 
 // Scores become weights; lse_log2_of(i) is that of value i's query.

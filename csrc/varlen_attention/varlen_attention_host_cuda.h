@@ -11,7 +11,7 @@ void varlen_attention_forward_host_cuda(const VarlenAttentionParams& params, Dty
 void varlen_attention_backward_host_cuda(const VarlenAttentionParams& params, Dtype dtype,
                                          int device_index);
 void varlen_attention_plan_host_cuda(const VarlenAttentionParams& params, int32_t* memory,
-                                     int device_index);
+                                     bool with_k_tiles, int device_index);
 
 // The GPU whose kernels run: 80 or 90.
 void varlen_attention_set_capability(int capability);

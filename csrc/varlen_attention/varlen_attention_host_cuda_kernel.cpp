@@ -93,7 +93,7 @@ void varlen_attention_backward_host_cuda(const VarlenAttentionParams& given, Dty
 }
 
 void varlen_attention_plan_host_cuda(const VarlenAttentionParams& given, int32_t* memory,
-                                     int device_index) {
+                                     bool with_k_tiles, int device_index) {
   VarlenAttentionParams params = given;
   const int64_t words = attention_plan_words(params.total_q, params.total_k, params.num_segments);
   launch_guarded([&] {
@@ -102,7 +102,7 @@ void varlen_attention_plan_host_cuda(const VarlenAttentionParams& given, int32_t
     guard_tensor("cu_seqlens_k", params.cu_seqlens_k, sizeof(int32_t),
                  {{params.num_segments + 1, 1}}, Role::kInput);
     guard_tensor("plan", memory, sizeof(int32_t), {{words, 1}}, Role::kInOut);
-    launch_attention_plan(params, memory, device_index);
+    launch_attention_plan(params, memory, with_k_tiles, device_index);
   });
 }
 

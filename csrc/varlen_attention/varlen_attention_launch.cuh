@@ -49,6 +49,14 @@ void with_attention_head_dim(int head_dim, const F& f) {
   }
 }
 
+// Calls f with both.
+template <class F>
+void with_attention_kernel(const VarlenAttentionParams& params, Dtype dtype, const F& f) {
+  with_attention_type_of(dtype, [&](auto type) {
+    with_attention_head_dim(params.head_dim, [&](auto head_dim) { f(type, head_dim); });
+  });
+}
+
 inline void check_attention_rows(const char* name, const AttentionTensor& x) {
   constexpr int64_t kSize = 2;  // bytes of a value
   const int64_t bytes[] = {reinterpret_cast<int64_t>(x.data), x.stride_row * kSize,
@@ -60,12 +68,24 @@ inline void check_attention_rows(const char* name, const AttentionTensor& x) {
   }
 }
 
+inline void check_attention_values(const VarlenAttentionParams& params) {
+  const AttentionTensor* tensors[] = {&params.q, &params.k, &params.v, &params.out};
+  const char* names[] = {"q", "k", "v", "out"};
+  for (int i = 0; i < 4; i++) check_attention_rows(names[i], *tensors[i]);
+}
+inline void check_attention_gradients(const VarlenAttentionParams& params) {
+  check_attention_values(params);
+  const AttentionTensor* tensors[] = {&params.dout, &params.dq, &params.dk, &params.dv};
+  const char* names[] = {"dout", "dq", "dk", "dv"};
+  for (int i = 0; i < 4; i++) check_attention_rows(names[i], *tensors[i]);
+}
+
 // The factor of scores in powers of two, and the sign that they are multiplied by before it, so
 // that the highest score has the highest weight.
 inline AttentionScale attention_scale(double softmax_scale) {
-  constexpr double kLog2E = 1.4426950408889634;
   if (softmax_scale == 0) return {1.0f, 0.0f};
-  return {static_cast<float>(std::abs(softmax_scale) * kLog2E), softmax_scale < 0 ? -1.0f : 1.0f};
+  return {static_cast<float>(std::abs(softmax_scale) * kAttentionLog2e),
+          softmax_scale < 0 ? -1.0f : 1.0f};
 }
 
 // Enough for the largest GPU many times over; blocks go on to further items.

@@ -19,9 +19,9 @@ enum class AttentionDevice { kCpu = 0, kCuda = 1 };
 struct AttentionBackend {
   void (*forward)(const VarlenAttentionParams&, Dtype, int device_index);
   void (*backward)(const VarlenAttentionParams&, Dtype, int device_index);
-  // Fills the memory of a plan, of attention_plan_words(), for the offsets of the params; null for
-  // devices that need none.
-  void (*plan)(const VarlenAttentionParams&, int32_t* memory, int device_index);
+  // Fills the memory of a plan, of attention_plan_words(), for the offsets of the params; tiles of
+  // keys are for the backward only. Null for devices that need no plan.
+  void (*plan)(const VarlenAttentionParams&, int32_t* memory, bool with_k_tiles, int device_index);
 };
 
 // The entry of a device, which its library fills when it registers the ops below.

@@ -8,7 +8,7 @@ namespace keye_ops {
 
 // Fills a plan's memory; the params need offsets and totals only.
 inline void launch_attention_plan(const VarlenAttentionParams& params, int32_t* memory,
-                                  int device_index) {
+                                  bool with_k_tiles, int device_index) {
   constexpr int64_t kMaxRows = (int64_t{1} << 31) - 1;
   KEYE_CHECK(params.total_q <= kMaxRows && params.total_k <= kMaxRows,
              "varlen_attention: a batch on CUDA has at most 2**31 - 1 rows, got (", params.total_q,
@@ -24,7 +24,7 @@ inline void launch_attention_plan(const VarlenAttentionParams& params, int32_t* 
   kernel_params.error_word = error_word(device_index);
   kernel_params.num_segments = params.num_segments;
   kernel_params.causal = params.causal;
-  kernel_params.with_k_tiles = true;
+  kernel_params.with_k_tiles = with_k_tiles;
   launch("varlen_attention", &attention_plan_kernel, {1, kPlanThreads, sizeof(PlanShared)},
          device_index, kernel_params);
 }

@@ -187,10 +187,6 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
   const int first_row = consumer_idx * 64 + thread_idx() % 128 / kWarpSize * 16;
   AttentionRing<A::kNumStagesQ> ring_q;
   AttentionRing<A::kNumStages> ring, ring_v;
-  const auto leave = [&](uint32_t empty) {
-    sync_warp();
-    if (lane_idx == 0) ptx::mbarrier_arrive(empty);
-  };
 
   if (consumer_idx == A::kConsumers - 1) attention_give_turn<A>(consumer_idx);
   for (int64_t item = block_idx(); item < num_items; item += grid_size()) {
@@ -205,17 +201,17 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
       ptx::mbarrier_wait(shared.q_full(ring_q.stage), ring_q.phase);
       for (int block = 0; block < work.num_blocks; block++) {
         ptx::mbarrier_wait(shared.k_full(ring.stage), ring.phase);
-        leave(shared.k_empty(ring.stage));
+        attention_leave(shared.k_empty(ring.stage));
         ring.advance();
         if (block > 0) {
           attention_take_turn<A>(consumer_idx);
           attention_give_turn<A>(consumer_idx);
         }
         ptx::mbarrier_wait(shared.v_full(ring_v.stage), ring_v.phase);
-        leave(shared.v_empty(ring_v.stage));
+        attention_leave(shared.v_empty(ring_v.stage));
         ring_v.advance();
       }
-      leave(shared.q_empty(ring_q.stage));
+      attention_leave(shared.q_empty(ring_q.stage));
       ring_q.advance();
       continue;
     }
@@ -251,7 +247,7 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
       ptx::wgmma_commit_group();
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_accumulators_ready(scores);
-      leave(shared.k_empty(ring.stage));
+      attention_leave(shared.k_empty(ring.stage));
       ring.advance();
       finish_scores(block);
       attention_round<T>(weights, scores);
@@ -269,17 +265,17 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
         attention_give_turn<A>(consumer_idx);
         ptx::wgmma_wait_group<1>();
         ptx::wgmma_accumulators_ready(scores);
-        leave(shared.k_empty(ring.stage));
+        attention_leave(shared.k_empty(ring.stage));
         ring.advance();
         finish_scores(block);
         ptx::wgmma_wait_group<0>();
         ptx::wgmma_accumulators_ready(out);
-        leave(shared.v_empty(ring_v.stage));
+        attention_leave(shared.v_empty(ring_v.stage));
         ring_v.advance();
         attention_rescale(out, factors);
         attention_round<T>(weights, scores);
       }
-      leave(shared.q_empty(ring_q.stage));
+      attention_leave(shared.q_empty(ring_q.stage));
       ring_q.advance();
 
       ptx::mbarrier_wait(shared.v_full(ring_v.stage), ring_v.phase);
@@ -288,7 +284,7 @@ KEYE_DEVICE void attention_sm90_consume(const AttentionSm90Params& params,
       ptx::wgmma_commit_group();
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_accumulators_ready(out);
-      leave(shared.v_empty(ring_v.stage));
+      attention_leave(shared.v_empty(ring_v.stage));
       ring_v.advance();
     }
     attention_sm90_store<T, kHeadDim>(op, work, first_row, rows, out);

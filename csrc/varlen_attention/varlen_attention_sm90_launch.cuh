@@ -28,25 +28,11 @@ TensorMap attention_map(const char* name, const AttentionTensor& x, int64_t rows
                           A::kSwizzle});
 }
 
-template <class T, int kHeadDim, int kConsumers>
-void launch_attention_sm90(const VarlenAttentionParams& params, int num_sms, int device_index) {
-  using A = AttentionSm90<T, kHeadDim, kConsumers>;
-  AttentionSm90Params kernel_params{};
-  kernel_params.op = params;
-  // Without keys nothing is loaded.
-  if (params.total_k > 0) {
-    kernel_params.q = attention_map<A>("varlen_attention: q", params.q, params.total_q,
-                                       params.num_heads, A::BLOCK_M);
-    kernel_params.k = attention_map<A>("varlen_attention: k", params.k, params.total_k,
-                                       params.num_kv_heads, A::BLOCK_N);
-    kernel_params.v = attention_map<A>("varlen_attention: v", params.v, params.total_k,
-                                       params.num_kv_heads, A::BLOCK_N);
-  }
-  kernel_params.scale = attention_scale(params.softmax_scale);
-  const int64_t items =
-      params.plan.max_q_tiles * (kAttentionTileRows / A::BLOCK_M) * params.num_heads;
+// A block for every multiprocessor, as far as there is work.
+template <class A>
+LaunchShape attention_sm90_shape(int64_t max_tiles, int num_heads, int num_sms) {
   launch("varlen_attention", &attention_sm90_kernel<T, kHeadDim, kConsumers>,
-         {std::min<int64_t>(items, num_sms), A::kNumThreads, A::kSharedBytes}, device_index,
+         attention_sm90_shape<A>(params.plan.max_q_tiles, params.num_heads, num_sms), device_index,
          kernel_params);
 }
 
@@ -61,21 +47,16 @@ inline bool takes_whole_tiles(const VarlenAttentionParams& params, int num_sms) 
 inline void launch_attention_sm90_forward(const VarlenAttentionParams& params, Dtype dtype,
                                           int num_sms, int device_index) {
   if (params.total_q == 0 || params.num_heads == 0) return;
-  check_attention_rows("q", params.q);
-  check_attention_rows("k", params.k);
-  check_attention_rows("v", params.v);
-  check_attention_rows("out", params.out);
-  with_attention_type_of(dtype, [&](auto type) {
-    with_attention_head_dim(params.head_dim, [&](auto head_dim) {
-      using T = decltype(type);
-      constexpr int kHeadDim = decltype(head_dim)::value;
-      if constexpr (kHeadDim <= 72) {
-        if (takes_whole_tiles(params, num_sms)) {
-          return launch_attention_sm90<T, kHeadDim, 4>(params, num_sms, device_index);
-        }
+  check_attention_values(params);
+  with_attention_kernel(params, dtype, [&](auto type, auto head_dim) {
+    using T = decltype(type);
+    constexpr int kHeadDim = decltype(head_dim)::value;
+    if constexpr (kHeadDim <= 72) {
+      if (takes_whole_tiles(params, num_sms)) {
+        return launch_attention_sm90<T, kHeadDim, 4>(params, num_sms, device_index);
       }
-      launch_attention_sm90<T, kHeadDim, 2>(params, num_sms, device_index);
-    });
+    }
+    launch_attention_sm90<T, kHeadDim, 2>(params, num_sms, device_index);
   });
 }
 

@@ -61,6 +61,12 @@ struct AttentionRing {
   }
 };
 
+// Tells a barrier that this warp has left what it guards.
+KEYE_DEVICE void attention_leave(uint32_t barrier) {
+  sync_warp();
+  if (thread_idx() % kWarpSize == 0) ptx::mbarrier_arrive(barrier);
+}
+
 // Starts the copy of a tile.
 template <class A>
 KEYE_DEVICE void attention_sm90_load(uint32_t tile, uint32_t unit_bytes, const TensorMap& map,
