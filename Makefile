@@ -60,7 +60,7 @@ mutation: $(VENV)/.dev
 		--equivalent python_tests/mutation/equivalent.json \
 		--json build/mutation.json --report build/mutation.md $(ARGS)
 
-# The same of attention's kernels, which take longer to compile and to run: about 20 minutes.
+# The same of attention's kernels, which take longer to compile and to run.
 mutation-attention: $(VENV)/.dev
 	$(BIN)/python python_tests/host_cuda.py
 	$(BIN)/python python_tests/mutation/run.py --at-least 100 --sample 104 \

@@ -202,6 +202,8 @@ class Run:
     def save(self) -> None:
         """Replace the file at once, so that it is whole whenever the run ends."""
         text = json.dumps(self.result(), indent=1, ensure_ascii=False, default=str)
+        for place in (str(ROOT), sys.prefix, sys.base_prefix):  # where this machine keeps things
+            text = text.replace(f"{place}/", "")
         new = self.path.with_suffix(".new")
         new.write_text(text + "\n", encoding="utf-8")
         os.replace(new, self.path)

@@ -39,8 +39,8 @@ def varlen_attention_plan_reference(
 class AttentionPlan:
     """What calls of :func:`varlen_attention` with the same segments may share.
 
-    A kernel makes it on the device from the offsets, without a host sync, in about 8 µs; a call
-    without a plan makes one of its own. On devices that need none it is empty and costs nothing.
+    A kernel makes it on the device from the offsets, without a host sync; a call without a plan
+    makes one of its own. On devices that need none it is empty and costs nothing.
 
     Attributes:
         cu_seqlens_q, cu_seqlens_k: int32 [num_segments + 1]; the very tensors of the calls.

@@ -125,7 +125,8 @@ def test_tiles_of_many_segments(lengths, causal):
         lengths_of_others = np.append(np.diff(other), 0)
         assert np.array_equal(tiles[:, 3], lengths_of_others[segment])
         met = classes_of(tiles, i == 0, causal)
-        # Classes are four for every power of two, so that neighbours in one differ by a quarter.
+        # Costs are counted in 64 others and told apart to a sixteenth: here, of 256, a quarter at
+        # most.
         lowest = np.minimum.accumulate(np.array([*met, 0]))[:-1]
         assert (np.array(met) <= np.maximum(lowest * 1.25, lowest)).all()
 
