@@ -214,6 +214,7 @@ def test_on_the_host_executor(folder, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     assert time.monotonic() - begin < 120  # 72, and more where others use the processors, too
     [path] = tmp_path.glob("host/*.json")
+    assert str(ROOT) not in path.read_text()
     found = json.loads(path.read_text())
     stages = {one["stage"]: one for one in found["stages"]}
     assert list(stages) == [one.name for one in gpu_suite.STAGES]

@@ -31,6 +31,25 @@ TensorMap attention_map(const char* name, const AttentionTensor& x, int64_t rows
 // A block for every multiprocessor, as far as there is work.
 template <class A>
 LaunchShape attention_sm90_shape(int64_t max_tiles, int num_heads, int num_sms) {
+  const int64_t items = max_tiles * (kAttentionTileRows / A::BLOCK_M) * num_heads;
+  return {std::min<int64_t>(items, num_sms), A::kNumThreads, A::kSharedBytes};
+}
+
+template <class T, int kHeadDim, int kConsumers>
+void launch_attention_sm90(const VarlenAttentionParams& params, int num_sms, int device_index) {
+  using A = AttentionSm90<T, kHeadDim, kConsumers>;
+  AttentionSm90Params kernel_params{};
+  kernel_params.op = params;
+  kernel_params.scale = attention_scale(params.softmax_scale);
+  // Without keys nothing is loaded.
+  if (params.total_k > 0) {
+    kernel_params.q = attention_map<A>("varlen_attention: q", params.q, params.total_q,
+                                       params.num_heads, A::BLOCK_M);
+    kernel_params.k = attention_map<A>("varlen_attention: k", params.k, params.total_k,
+                                       params.num_kv_heads, A::BLOCK_N);
+    kernel_params.v = attention_map<A>("varlen_attention: v", params.v, params.total_k,
+                                       params.num_kv_heads, A::BLOCK_N);
+  }
   launch("varlen_attention", &attention_sm90_kernel<T, kHeadDim, kConsumers>,
          attention_sm90_shape<A>(params.plan.max_q_tiles, params.num_heads, num_sms), device_index,
          kernel_params);
