@@ -97,6 +97,11 @@ def approximation(function):
     return run
 
 
+def maximum(t, words):
+    x = words.view(np.float32)
+    return np.fmax(x, np.roll(x, -1)).view(np.uint32)
+
+
 def conversion(t, words):
     x = words.view(np.float32)
     with np.errstate(over="ignore"):
@@ -252,6 +257,9 @@ ORACLES = {
     "rcp_approx_ftz": approximation(lambda x: 1 / x),
     "rsqrt_approx_ftz": approximation(lambda x: 1 / np.sqrt(x)),
     "rsqrt_of": approximation(lambda x: 1 / np.sqrt(x)),
+    "log_of": approximation(np.log),
+    "max_of": maximum,
+    "popcount": lambda t, words: np.array([int(x).bit_count() for x in words], np.uint32),
     "cvt_rn_x2": conversion,
     "load_bytes": reversed_lanes,
     "atomics": atomics,

@@ -139,9 +139,9 @@ KEYE_DEVICE int popcount(uint32_t bits) {
   return KEYE_CUDA_OR_HOST(__popc(bits), __builtin_popcount(bits));
 }
 
-// The other one where one is NaN.
+// The other one where one is NaN, a signaling one too, with which C's fmax gives NaN.
 KEYE_DEVICE float max_of(float a, float b) {
-  return KEYE_CUDA_OR_HOST(fmaxf(a, b), std::fmax(a, b));
+  return KEYE_CUDA_OR_HOST(fmaxf(a, b), std::isnan(a) || a < b ? b : a);
 }
 KEYE_DEVICE float log_of(float x) { return KEYE_CUDA_OR_HOST(logf(x), std::log(x)); }
 KEYE_DEVICE float rsqrt_of(float x) {

@@ -100,6 +100,9 @@ struct RsqrtFtz {
 struct Rsqrt {
   static KEYE_DEVICE float of(float x) { return rsqrt_of(x); }
 };
+struct Log {
+  static KEYE_DEVICE float of(float x) { return log_of(x); }
+};
 
 constexpr int kNumFloats = 2048;
 
@@ -112,6 +115,14 @@ approximation_kernel(KEYE_PARAMS TwinParams params) {
   }
 }
 
+KEYE_KERNEL(kWarpSize, 1) maximum_kernel(KEYE_PARAMS TwinParams params) {
+  for (int i = thread_idx(); i < kNumFloats; i += kWarpSize) {
+    const auto a = load_bytes<float>(params.in + i);
+    const auto b = load_bytes<float>(params.in + (i + 1) % kNumFloats);
+    store_bytes(params.out + i, max_of(a, b));
+  }
+}
+
 template <class T>
 KEYE_KERNEL(kWarpSize, 1)
 conversion_kernel(KEYE_PARAMS TwinParams params) {
@@ -120,6 +131,10 @@ conversion_kernel(KEYE_PARAMS TwinParams params) {
     const auto high = load_bytes<float>(params.in + (i + 1) % kNumFloats);
     params.out[i] = ptx::cvt_rn_x2<T>(low, high);
   }
+}
+
+KEYE_KERNEL(kWarpSize, 1) popcount_kernel(KEYE_PARAMS TwinParams params) {
+  params.out[thread_idx()] = static_cast<uint32_t>(popcount(params.in[thread_idx()]));
 }
 
 // Words stay as they are.
@@ -145,6 +160,9 @@ inline void add_warp_twins(Twins& twins) {
   unary("rcp_approx_ftz", &approximation_kernel<Rcp>, "ulp1");
   unary("rsqrt_approx_ftz", &approximation_kernel<RsqrtFtz>, "ulp2");
   unary("rsqrt_of", &approximation_kernel<Rsqrt>, "ulp2");
+  unary("log_of", &approximation_kernel<Log>, "ulp2");
+  unary("max_of", &maximum_kernel, "ulp1");
+  twins.push_back({"popcount", &popcount_kernel, kWarpSize, kWarpSize});
   twins.push_back({"forget", &forget_kernel, kWarpSize, kWarpSize});
   unary("cvt_rn_x2 bf16", &conversion_kernel<BFloat16>, "exact");
   unary("cvt_rn_x2 fp16", &conversion_kernel<Half>, "exact");
