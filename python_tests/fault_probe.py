@@ -49,14 +49,18 @@ def schedules(executor: ModuleType) -> list[Any]:
     ]
 
 
+def library_of(kernel: str) -> str:
+    """The library that has it."""
+    return f"host_cuda_{kernel if kernel in PROBES else 'selftest'}.so"
+
+
 def run(kernel: str, folder: Path) -> list[dict[str, Any]]:
     """The findings of every case and schedule."""
     executor = kernels.load(folder)
+    executor.load_library(str(folder / library_of(kernel)))
     if kernel in PROBES:
-        executor.load_library(str(folder / f"host_cuda_{kernel}.so"))
         makers = PROBES[kernel].launches(executor)
     else:
-        executor.load_library(str(folder / "host_cuda_selftest.so"))
         make = getattr(kernels, kernel)
         makers = [lambda shape=shape: make(executor, *shape) for shape in SHAPES[kernel]]
     runs = []

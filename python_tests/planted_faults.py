@@ -21,6 +21,7 @@ from pathlib import Path
 
 import host_cuda
 from fault_list import FAULTS, SOURCES
+from fault_probe import library_of
 from mutation.build import Project, Workspace
 from planted_fault import Fault
 from tqdm import tqdm
@@ -69,19 +70,17 @@ def try_fault(fault: Fault, project: Project, workspaces: queue.Queue[Workspace]
         count = text.count(fault.find)
         return _failed(f"{source.name} must have one {fault.find!r}, got {count}")
     workspace = workspaces.get()
-    objects = project.users(source)
-    libraries = {name for name in project.links if set(objects) & set(project.objects(name))}
+    library = library_of(fault.kernel)
+    objects = [each for each in project.objects(library) if each in project.users(source)]
     try:
         workspace.write(source, text.replace(fault.find, fault.replace))
         if None in [workspace.compile(compiled) for compiled in objects]:
             return _failed("it does not compile")
-        for library in libraries:
-            workspace.link(library, objects)
+        workspace.link(library, objects)
         return observe(fault, workspace.libraries)
     finally:
         workspace.write(source, text)
-        for library in libraries:
-            workspace.unlink(library)
+        workspace.unlink(library)
         workspaces.put(workspace)
 
 

@@ -4,19 +4,10 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/guarded_host_cuda.h"
 #include "common/norm_launch.cuh"
-#include "host_executor/kernels.h"
 
 namespace keye_ops {
-
-// Puts a guarded copy in the place of a tensor, if there is one. Strides are in elements.
-template <class P>
-void guard_tensor(const char* name, P*& p, int64_t element_size,
-                  std::vector<host_executor::Dimension> dimensions, host_executor::Role role) {
-  if (p == nullptr) return;
-  for (host_executor::Dimension& dimension : dimensions) dimension.stride *= element_size;
-  p = static_cast<P*>(host_executor::guard(name, p, element_size, dimensions, role));
-}
 
 // What add_layer_norm and add_rms_norm have in common.
 template <class Params>
@@ -36,15 +27,6 @@ void guard_added_rows(Params& params, Dtype dtype) {
   guard_tensor("dx", params.dx, size, rows(params.hidden), Role::kOutput);
   guard_tensor("dweight_partial", params.dweight_partial, sizeof(float),
                {{params.num_partials, params.hidden}, {params.hidden, 1}}, Role::kOutput);
-}
-
-template <class Launch>
-void launch_guarded(const Launch& launch) {
-  const struct Freed {
-    ~Freed() { host_executor::free_copies(); }
-  } freed;
-  launch();
-  host_executor::copy_back();
 }
 
 // ---- launches by name ----

@@ -13,6 +13,13 @@ void varlen_attention_backward_host_cuda(const VarlenAttentionParams& params, Dt
 void varlen_attention_plan_host_cuda(const VarlenAttentionParams& params, int32_t* memory,
                                      bool with_k_tiles, int device_index);
 
+// The launches of an architecture, each compiled in a file of its own.
+struct AttentionHostCudaKernels {
+  using Launch = void (*)(const VarlenAttentionParams& params, Dtype dtype, int device_index);
+  Launch forward, delta, dkdv, dq;
+};
+extern const AttentionHostCudaKernels kAttentionSm80HostCuda, kAttentionSm90HostCuda;
+
 // The GPU whose kernels run: 80 or 90.
 void varlen_attention_set_capability(int capability);
 

@@ -2,21 +2,16 @@
 #include <string>
 #include <vector>
 
-#include "common/norm_host_cuda.h"
-#include "host_executor/kernels.h"
-#include "varlen_attention/varlen_attention_backward_sm90_launch.cuh"
+#include "common/guarded_host_cuda.h"
 #include "varlen_attention/varlen_attention_host_cuda.h"
 #include "varlen_attention/varlen_attention_plan_launch.cuh"
-#include "varlen_attention/varlen_attention_sm80_launch.cuh"
-#include "varlen_attention/varlen_attention_sm90_launch.cuh"
 
 namespace keye_ops {
 namespace {
 
 using host_executor::Role;
 
-constexpr int kPretendedSms = 3;
-int capability = 90;
+const AttentionHostCudaKernels* kernels = &kAttentionSm90HostCuda;
 
 void guard_rows(const char* name, AttentionTensor& x, int64_t total, int64_t heads,
                 int64_t head_dim, Role role) {
@@ -49,25 +44,24 @@ void guard_all(VarlenAttentionParams& params, bool backward, Role delta = Role::
 
 }  // namespace
 
-void varlen_attention_set_capability(int wanted) { capability = wanted; }
+void varlen_attention_set_capability(int capability) {
+  kernels = capability == 90 ? &kAttentionSm90HostCuda : &kAttentionSm80HostCuda;
+}
 
 void varlen_attention_forward_host_cuda(const VarlenAttentionParams& given, Dtype dtype,
                                         int device_index) {
   VarlenAttentionParams params = given;
   launch_guarded([&] {
     guard_all(params, false);
-    if (capability == 90) {
-      launch_attention_sm90_forward(params, dtype, kPretendedSms, device_index);
-    } else {
-      launch_attention_sm80_forward(params, dtype, device_index);
-    }
+    kernels->forward(params, dtype, device_index);
   });
 }
 
 void varlen_attention_backward_host_cuda(const VarlenAttentionParams& given, Dtype dtype,
                                          int device_index) {
   // A launch at a time: each must write all of its outputs.
-  const auto run = [&](const auto& launch, bool delta, bool keys, bool queries) {
+  const auto run = [&](AttentionHostCudaKernels::Launch launch, bool delta, bool keys,
+                       bool queries) {
     VarlenAttentionParams params = given;
     if (!keys) params.dk.data = params.dv.data = nullptr;
     if (!queries) params.dq.data = nullptr;
@@ -76,20 +70,9 @@ void varlen_attention_backward_host_cuda(const VarlenAttentionParams& given, Dty
       launch(params, dtype, device_index);
     });
   };
-  run(launch_attention_delta, true, false, false);
-  if (capability == 90) {
-    const auto dkdv = [](const auto& params, Dtype type, int device) {
-      launch_attention_dkdv_sm90(params, type, kPretendedSms, device);
-    };
-    const auto dq = [](const auto& params, Dtype type, int device) {
-      launch_attention_dq_sm90(params, type, kPretendedSms, device);
-    };
-    run(dkdv, false, true, false);
-    run(dq, false, false, true);
-  } else {
-    run(launch_attention_dkdv_sm80, false, true, false);
-    run(launch_attention_dq_sm80, false, false, true);
-  }
+  run(kernels->delta, true, false, false);
+  run(kernels->dkdv, false, true, false);
+  run(kernels->dq, false, false, true);
 }
 
 void varlen_attention_plan_host_cuda(const VarlenAttentionParams& given, int32_t* memory,

@@ -103,13 +103,17 @@ class Runner:
 
     def __init__(self, project: Project, sources: Sequence[Path], tests: list[Test]) -> None:
         self.project, self.tests, self.limits = project, tests, {}
-        self.users = {source: project.users(source) for source in sources}
+        # Objects of no tested library need not be compiled.
+        tested = {each for name in self._tested() for each in project.objects(name)}
+        self.users = {
+            source: [each for each in project.users(source) if each in tested] for source in sources
+        }
         self.texts = {source: source.read_text() for source in sources}
         self.digests: dict[Path, str | None] = {}
         self.workspaces: queue.Queue[Workspace] = queue.Queue()
         for source, objects in self.users.items():
             if not objects:
-                raise ValueError(f"no shared library in {project.build} depends on {source}")
+                raise ValueError(f"no tested library in {project.build} depends on {source}")
 
     def prepare(self, folder: Path, num_workers: int, limit: float | None) -> None:
         """Make workspaces, and see that the tests pass on unmutated libraries made in one.
@@ -175,10 +179,12 @@ class Runner:
                 return replace(result, outcome=KILLED, reason=failure, seconds=total)
         return replace(result, outcome=SURVIVED, seconds=total)
 
+    def _tested(self) -> list[str]:
+        named = {test.library for test in self.tests}
+        return [name for name in self.project.links if "" in named or name in named]
+
     def _libraries(self, objects: list[Path]) -> list[str]:
-        return [
-            name for name in self.project.links if set(objects) & set(self.project.objects(name))
-        ]
+        return [name for name in self._tested() if set(objects) & set(self.project.objects(name))]
 
     def _restore(self, workspace: Workspace, objects: list[Path]) -> None:
         for library in self._libraries(objects):

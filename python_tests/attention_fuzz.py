@@ -1,10 +1,13 @@
-"""Random problems for varlen_attention's CUDA kernels on the host executor, under schedules."""
+"""Random problems for varlen_attention's CUDA kernels on the host executor, under schedules.
+
+Each architecture has a test file of its own, so that they run in several processes.
+"""
 
 import numpy as np
 import pytest
 import torch
 from fuzz_cases import Tally, judge
-from host_cuda import ATTENTION_ARCHS, executor, host_cuda, take_reports, unavailable
+from host_cuda import executor, host_cuda, take_reports, unavailable
 from test_varlen_attention_cuda import DTYPES, HEAD_DIMS, judged, make, offsets
 
 SCHEDULES = [
@@ -26,7 +29,12 @@ def configuration(seed):
     if seed % 16 == 0:
         lengths = [[int(rng.integers(127, 131))], [int(rng.integers(120, 140))]]
     kv_heads = 1 + int(rng.integers(8) == 0)
-    heads = kv_heads * int(rng.integers(1, 3))
+    group = int(rng.choice([1, 2], p=[0.75, 0.25]))
+    if seed % 16 == 8:
+        # Many heads: of one short segment, for the time that it takes.
+        lengths = [[int(rng.choice(LENGTHS[:10]))] for _ in range(2)]
+        kv_heads, group = 1, int(rng.choice([4, 8]))
+    heads = kv_heads * group
     rest = rng.integers(0, 3, 2).tolist()
     head_dim, dtype = HEAD_DIMS[rng.integers(5)], DTYPES[rng.integers(2)]
     tensors, cu = make((*lengths, *rest, (heads, kv_heads)), dtype, head_dim, seed)
@@ -45,8 +53,7 @@ def results_of(tensors, cu, scale, causal, plan):
     return out, lse, *ops.varlen_attention_backward(*args)
 
 
-@pytest.mark.parametrize("arch", ATTENTION_ARCHS)
-def test_random_problems(arch):
+def check_random_problems(arch):
     """256 configurations under 8 schedules: no finding, the same bits, the rule."""
     if reason := unavailable():
         pytest.skip(reason)
@@ -91,11 +98,10 @@ def reference(tensors, cu, scale, causal):
     return {k: (p.detach(), e.detach(), size) for k, (p, e, size) in wanted.items()}
 
 
-def test_configurations_cover_what_matters():
-    found = [configuration(seed + 1000 * arch)
-             for arch in ATTENTION_ARCHS for seed in range(NUM_CONFIGURATIONS)]  # fmt: skip
-    assert len(found) >= 500
+def check_coverage(arch):
+    """What matters is among the configurations."""
+    found = [configuration(seed + 1000 * arch) for seed in range(NUM_CONFIGURATIONS)]
     assert {x[0][0].shape[2] for x in found} == set(HEAD_DIMS)
-    assert {x[0][0].shape[1] // x[0][1].shape[1] for x in found} == {1, 2}
+    assert {x[0][0].shape[1] // x[0][1].shape[1] for x in found} == {1, 2, 4, 8}
     assert any(torch.equal(x[1][0], offsets([])) for x in found)
-    assert sum(x[3] and not torch.equal(*x[1]) for x in found) > 50  # causal with Nq != Nk
+    assert sum(x[3] and not torch.equal(*x[1]) for x in found) > 25  # causal with Nq != Nk
