@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import pytest
 import test_varlen_attention_cuda as tests
 import torch
 from host_cuda import ATTENTION_ARCHS, executor, host_cuda, take_reports
@@ -21,6 +22,8 @@ PROBLEMS: list[tuple[Any, int, bool, float | None, float]] = [
     (([40], [97], 0, 0, (1, 1)), 96, True, None, 30.0),
     (([300, 290], [130, 300], 0, 0, (2, 1)), 72, True, None, 1.0),
     (([3, 30], [0, 0], 0, 0, (1, 1)), 72, False, 0.0, 1.0),
+    (([0, 0], [3, 30], 0, 0, (1, 1)), 72, True, None, 1.0),
+    (([], [], 0, 0, (1, 1)), 72, False, None, 1.0),
 ]
 
 
@@ -29,6 +32,7 @@ def check(arch: int) -> None:
     order, completion = executor().Order, executor().Completion
     schedules = [(order.in_order, 1, completion.early), (order.random, 4, completion.late)]
     with host_cuda(attention_arch=arch):
+        check_rows()
         for number, (case, head_dim, causal, scale, factor) in enumerate(PROBLEMS):
             tensors, cu = tests.make(case, tests.DTYPES[number % 2], head_dim, number)
             tensors[0] *= factor
@@ -44,6 +48,32 @@ def check(arch: int) -> None:
             pair = (x[:, rows] if x.dim() == 2 else x[rows] for x in (actual, right))
             assert torch.equal(*pair), "NaN of one segment reached another"
         assert not any(report.findings for report in take_reports())
+
+
+def check_rows() -> None:
+    """Rows off their multiples of 16 bytes are refused, with their address and strides."""
+    ops = torch.ops.keye_ops
+    cu = tests.offsets([4])
+    good = torch.zeros(4, 2, 72, dtype=torch.bfloat16)
+    bad = torch.zeros(1000, dtype=torch.bfloat16).as_strided(good.shape, (204, 100, 1))
+    lse = torch.zeros(2, 4)
+    plan = ops.varlen_attention_plan(cu, cu, 4, 4, False)
+    rest = (cu, cu, None, None, None, False)
+    calls = {
+        name: lambda *qkv: ops.varlen_attention(*qkv, *rest, True, plan) for name in ("q", "k", "v")
+    }
+    calls["dout"] = lambda dout: ops.varlen_attention_backward(
+        dout, good, good, good, good, lse, *rest, plan
+    )
+    calls["out"] = lambda out: ops.varlen_attention_backward(
+        good, good, good, good, out, lse, *rest, plan
+    )
+    for name, call in calls.items():
+        args = [bad if name == each else good for each in "qkv"] if name in "qkv" else [bad]
+        said = f"rows of {name} must start at multiples of 16 bytes on CUDA, "
+        said += r"got address and strides \d+, 408, 200"
+        with pytest.raises(RuntimeError, match=said):
+            call(*args)
 
 
 def check_plan() -> None:

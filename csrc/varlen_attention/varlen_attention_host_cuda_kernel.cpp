@@ -4,6 +4,7 @@
 
 #include "common/guarded_host_cuda.h"
 #include "varlen_attention/varlen_attention_host_cuda.h"
+#include "varlen_attention/varlen_attention_launch.cuh"
 #include "varlen_attention/varlen_attention_plan_launch.cuh"
 
 namespace keye_ops {
@@ -59,6 +60,7 @@ void varlen_attention_forward_host_cuda(const VarlenAttentionParams& given, Dtyp
 
 void varlen_attention_backward_host_cuda(const VarlenAttentionParams& given, Dtype dtype,
                                          int device_index) {
+  check_attention_gradients(given);
   // A launch at a time: each must write all of its outputs.
   const auto run = [&](AttentionHostCudaKernels::Launch launch, bool delta, bool keys,
                        bool queries) {
