@@ -144,23 +144,24 @@ uint64_t Report::count(Kind kind) const {
 }
 
 std::vector<std::string> source_lines(const std::vector<const void*>& wanted) {
-  std::vector<std::string> lines(wanted.size());
-  std::map<std::string, std::vector<size_t>> by_library;
-  std::vector<uintptr_t> offsets(wanted.size());
-  for (size_t i = 0; i < wanted.size(); i++) {
+  // NOTE: faults are reported from the same places again and again, and addr2line is slow.
+  static std::unordered_map<const void*, std::string> known{{nullptr, ""}};
+  std::map<std::string, std::vector<const void*>> by_library;
+  for (const void* place : wanted) {
     Dl_info info;
-    if (wanted[i] == nullptr || dladdr(wanted[i], &info) == 0 || info.dli_fname == nullptr) {
-      continue;
-    }
-    // One before the return address is in the call.
-    offsets[i] = static_cast<const char*>(wanted[i]) - static_cast<const char*>(info.dli_fbase) - 1;
-    by_library[info.dli_fname].push_back(i);
+    if (!known.emplace(place, "").second || dladdr(place, &info) == 0) continue;
+    if (info.dli_fname != nullptr) by_library[info.dli_fname].push_back(place);
   }
-  for (const auto& [library, indices] : by_library) {
+  for (const auto& [library, asked] : by_library) {
     std::string command = "addr2line -a -i -e '" + library + "'";
     char text[512];
-    for (size_t i : indices) {
-      snprintf(text, sizeof(text), " 0x%zx", static_cast<size_t>(offsets[i]));
+    for (const void* place : asked) {
+      Dl_info info;
+      dladdr(place, &info);
+      // One before the return address is in the call.
+      const auto* base = static_cast<const char*>(info.dli_fbase);
+      snprintf(text, sizeof(text), " 0x%zx",
+               static_cast<size_t>(static_cast<const char*>(place) - base - 1));
       command += text;
     }
     FILE* pipe = popen((command + " 2>/dev/null").c_str(), "r");
@@ -176,10 +177,12 @@ std::vector<std::string> source_lines(const std::vector<const void*>& wanted) {
       }
     }
     pclose(pipe);
-    for (size_t i = 0; i < std::min(indices.size(), chains.size()); i++) {
-      lines[indices[i]] = chain_text(chains[i]);
+    for (size_t i = 0; i < std::min(asked.size(), chains.size()); i++) {
+      known[asked[i]] = chain_text(chains[i]);
     }
   }
+  std::vector<std::string> lines;
+  for (const void* place : wanted) lines.push_back(known[place]);
   return lines;
 }
 
