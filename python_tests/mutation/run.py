@@ -207,6 +207,7 @@ def try_mutants(
         futures = [pool.submit(runner.run, *candidate) for candidate in candidates]
         for future in futures:
             results.append(judge(future.result(), equivalents))
+            tqdm.write(f"{results[-1].file}:{results[-1].line} {results[-1].outcome}", sys.stdout)
             if results[-1].outcome in (KILLED, SURVIVED):
                 counted += 1
                 progress.update()
