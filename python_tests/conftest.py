@@ -6,6 +6,9 @@ from host_cuda import host_cuda, take_reports, unavailable
 
 from keye_ops import dispatch
 
+# Its asserts are those of tests, and tell as much.
+pytest.register_assert_rewrite("attention_fuzz")
+
 # The tests are many and small: more threads than that fight over the cores.
 torch.set_num_threads(1)
 

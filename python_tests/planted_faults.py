@@ -71,7 +71,8 @@ def try_fault(fault: Fault, project: Project, workspaces: queue.Queue[Workspace]
         return _failed(f"{source.name} must have one {fault.find!r}, got {count}")
     workspace = workspaces.get()
     library = library_of(fault.kernel)
-    objects = [each for each in project.objects(library) if each in project.users(source)]
+    users = project.users(source)
+    objects = [each for each in project.objects(library) if each in users]
     try:
         workspace.write(source, text.replace(fault.find, fault.replace))
         if None in [workspace.compile(compiled) for compiled in objects]:

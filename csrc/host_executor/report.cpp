@@ -146,22 +146,25 @@ uint64_t Report::count(Kind kind) const {
 std::vector<std::string> source_lines(const std::vector<const void*>& wanted) {
   // NOTE: faults are reported from the same places again and again, and addr2line is slow.
   static std::unordered_map<const void*, std::string> known{{nullptr, ""}};
-  std::map<std::string, std::vector<const void*>> by_library;
+  struct Asked {
+    const void* place;
+    size_t offset;
+  };
+  std::map<std::string, std::vector<Asked>> by_library;
   for (const void* place : wanted) {
     Dl_info info;
     if (!known.emplace(place, "").second || dladdr(place, &info) == 0) continue;
-    if (info.dli_fname != nullptr) by_library[info.dli_fname].push_back(place);
+    if (info.dli_fname == nullptr) continue;
+    // One before the return address is in the call.
+    const auto* base = static_cast<const char*>(info.dli_fbase);
+    by_library[info.dli_fname].push_back(
+        {place, static_cast<size_t>(static_cast<const char*>(place) - base - 1)});
   }
   for (const auto& [library, asked] : by_library) {
     std::string command = "addr2line -a -i -e '" + library + "'";
     char text[512];
-    for (const void* place : asked) {
-      Dl_info info;
-      dladdr(place, &info);
-      // One before the return address is in the call.
-      const auto* base = static_cast<const char*>(info.dli_fbase);
-      snprintf(text, sizeof(text), " 0x%zx",
-               static_cast<size_t>(static_cast<const char*>(place) - base - 1));
+    for (const Asked& each : asked) {
+      snprintf(text, sizeof(text), " 0x%zx", each.offset);
       command += text;
     }
     FILE* pipe = popen((command + " 2>/dev/null").c_str(), "r");
@@ -178,7 +181,7 @@ std::vector<std::string> source_lines(const std::vector<const void*>& wanted) {
     }
     pclose(pipe);
     for (size_t i = 0; i < std::min(asked.size(), chains.size()); i++) {
-      known[asked[i]] = chain_text(chains[i]);
+      known[asked[i].place] = chain_text(chains[i]);
     }
   }
   std::vector<std::string> lines;
